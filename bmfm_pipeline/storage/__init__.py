@@ -1,0 +1,33 @@
+"""URIs, content hashes, atomic publishing of artefacts: the ground floor, and the only room that knows s3."""
+
+from bmfm_pipeline.storage.artefact import Artefact, find_artefact, list_artefacts, load_artefact, publish
+from bmfm_pipeline.storage.code import code_version
+from bmfm_pipeline.storage.files import copy_atomic, read_json, write_json_atomic, write_text_atomic
+from bmfm_pipeline.storage.hashing import ContentMemo, content_hash, hash_bytes, hash_file, hash_json
+from bmfm_pipeline.storage.locks import exclusive
+from bmfm_pipeline.storage.uris import is_remote, join_uri, localise, strip_userinfo
+from bmfm_pipeline.storage.workspace import Workspace
+
+__all__ = [
+    "Artefact",
+    "ContentMemo",
+    "Workspace",
+    "code_version",
+    "content_hash",
+    "copy_atomic",
+    "exclusive",
+    "find_artefact",
+    "hash_bytes",
+    "hash_file",
+    "hash_json",
+    "is_remote",
+    "join_uri",
+    "list_artefacts",
+    "load_artefact",
+    "localise",
+    "publish",
+    "read_json",
+    "strip_userinfo",
+    "write_json_atomic",
+    "write_text_atomic",
+]

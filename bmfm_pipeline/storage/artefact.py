@@ -1,0 +1,181 @@
+"""Artefacts: directories with a manifest, published whole or not at all, named by the hash of what made them."""
+
+import datetime
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bmfm_pipeline.errors import StorageError
+from bmfm_pipeline.storage.files import disk_errors, fsync_folder, read_json, write_json_atomic
+from bmfm_pipeline.storage.hashing import ContentMemo, hash_bytes
+from bmfm_pipeline.storage.uris import filesystem, is_remote, join_uri, local_path, localise
+from bmfm_pipeline.storage.workspace import Workspace
+
+MANIFEST = "artefact.json"
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """The manifest of one published directory: what it is, what made it, and the sha256 of each of its files."""
+
+    uri: str
+    stage: str
+    key: str
+    inputs: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    code_version: str = ""
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    summary: dict[str, Any] = field(default_factory=dict)
+    created: str = ""
+
+    @property
+    def hash(self) -> str:
+        """Hash of the content: two builds of one key may be compared by it."""
+        return hash_bytes(json.dumps({name: entry["sha256"] for name, entry in sorted(self.files.items())}).encode())
+
+    def local(self, cache: Path | None = None) -> Path:
+        """The directory on this machine, downloaded under `cache` when it is remote."""
+        return localise(self.uri, cache or Path.home() / ".cache" / "bmfm")
+
+    def file(self, name: str) -> str:
+        return join_uri(self.uri, name)
+
+
+def publish(
+    staging: Path,
+    workspace: Workspace,
+    stage: str,
+    key: str,
+    *,
+    inputs: dict[str, Any],
+    config: dict[str, Any],
+    code_version: str,
+    summary: dict[str, Any] | None = None,
+) -> Artefact:
+    """Make the files in `staging` the artefact (stage, key).
+
+    Local: manifest written in `staging`, everything flushed, then one rename. s3: files first, the manifest last. A valid artefact
+    that is already there wins (someone else was faster); a damaged one is replaced. Raises StorageError when the disk is full.
+    """
+    staging = Path(staging)
+    uri = workspace.artefact_uri(stage, key)
+    with disk_errors(uri):
+        files = {}
+        for path in sorted(staging.rglob("*")):
+            name = str(path.relative_to(staging))
+            if path.is_file() and name != MANIFEST:
+                with open(path, "rb") as stream:
+                    os.fsync(stream.fileno())
+                files[name] = {"sha256": workspace.memo.hash_file(path), "bytes": path.stat().st_size}
+        artefact = Artefact(
+            uri=uri,
+            stage=stage,
+            key=key,
+            inputs=inputs,
+            config=config,
+            code_version=code_version,
+            files=files,
+            summary=summary or {},
+            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        )
+        write_json_atomic(
+            staging / MANIFEST, {name: value for name, value in asdict(artefact).items() if name != "uri"}
+        )
+        if workspace.remote:
+            _upload(staging, uri, files)
+        else:
+            existing = find_artefact(workspace, stage, key)
+            if existing is not None:
+                shutil.rmtree(staging)
+                return existing
+            _rename_into_place(staging, Path(uri))
+    return artefact
+
+
+def _rename_into_place(staging: Path, target: Path) -> None:
+    fsync_folder(staging)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.exists():  # damaged, or the caller would not be here
+        shutil.rmtree(target)
+    try:
+        os.rename(staging, target)
+    except OSError as error:
+        if not target.exists():
+            raise
+        # Another process published the same key between our check and the rename: theirs is as good as ours.
+        shutil.rmtree(staging, ignore_errors=True)
+        if not (target / MANIFEST).exists():
+            raise StorageError(f"{target}: cannot be replaced ({error})") from error
+    fsync_folder(target.parent)
+
+
+def _upload(staging: Path, uri: str, files: dict[str, Any]) -> None:
+    fs, path = filesystem(uri)
+    try:
+        for name in files:
+            fs.put_file(str(staging / name), f"{path}/{name}")
+        fs.put_file(str(staging / MANIFEST), f"{path}/{MANIFEST}")
+    except Exception as error:
+        raise StorageError(f"{uri}: upload failed: {error}") from error
+
+
+def load_artefact(uri: str) -> Artefact:
+    """The artefact at `uri`; StorageError when there is no manifest."""
+    manifest = _read_manifest(uri)
+    if manifest is None:
+        raise StorageError(f"{uri}: not an artefact (no {MANIFEST}); list what there is with `bmfm plan`")
+    return Artefact(uri=uri, **manifest)
+
+
+def _read_manifest(uri: str) -> dict[str, Any] | None:
+    if is_remote(uri):
+        fs, path = filesystem(uri)
+        try:
+            return json.loads(fs.cat_file(f"{path}/{MANIFEST}"))
+        except FileNotFoundError:
+            return None
+    path = local_path(uri) / MANIFEST
+    return read_json(path) if path.exists() else None
+
+
+def find_artefact(workspace: Workspace, stage: str, key: str) -> Artefact | None:
+    """The valid artefact (stage, key), or None when it is absent, incomplete or its bytes are not those of its manifest."""
+    uri = workspace.artefact_uri(stage, key)
+    try:
+        artefact = load_artefact(uri)
+        return artefact if _is_whole(artefact, workspace.memo) else None
+    except (StorageError, TypeError):
+        return None
+
+
+def _is_whole(artefact: Artefact, memo: ContentMemo) -> bool:
+    if is_remote(artefact.uri):
+        fs, path = filesystem(artefact.uri)
+        sizes = {file[len(path) :].lstrip("/"): fs.info(file)["size"] for file in fs.find(path)}
+        return all(sizes.get(name) == entry["bytes"] for name, entry in artefact.files.items())
+    folder = Path(artefact.uri)
+    for name, entry in artefact.files.items():
+        file = folder / name
+        if not file.is_file() or file.stat().st_size != entry["bytes"] or memo.hash_file(file) != entry["sha256"]:
+            return False
+    return True
+
+
+def list_artefacts(workspace: Workspace, stage: str) -> list[Artefact]:
+    """All artefacts of a stage, newest first; unreadable ones are left out."""
+    if workspace.remote:
+        fs, path = filesystem(join_uri(workspace.uri, "artefacts", stage))
+        names = [entry.rsplit("/", 1)[-1] for entry in (fs.ls(path, detail=False) if fs.exists(path) else [])]
+    else:
+        folder = Path(workspace.uri) / "artefacts" / stage
+        names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    found = []
+    for name in names:
+        try:
+            found.append(load_artefact(workspace.artefact_uri(stage, name)))
+        except (StorageError, TypeError):
+            continue
+    return sorted(found, key=lambda artefact: artefact.created, reverse=True)

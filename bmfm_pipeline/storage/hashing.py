@@ -1,0 +1,119 @@
+"""Content hashes of files, folders and plain values; large inputs are read once and remembered."""
+
+import hashlib
+import json
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+from bmfm_pipeline.errors import StorageError
+from bmfm_pipeline.storage.uris import filesystem, is_remote, local_path, strip_userinfo
+
+_BLOCK = 1 << 20
+
+
+def hash_bytes(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def hash_json(value: Any) -> str:
+    """sha256 of the canonical JSON of a plain value: key order and spacing do not matter."""
+    return hash_bytes(json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode())
+
+
+def _stamp(path: Path) -> tuple[int, int, int]:
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns, stat.st_ino
+
+
+def hash_file(path: str | Path) -> str:
+    """sha256 of a local file; a file that changes while it is read is an error, for its hash would belong to no version."""
+    path = Path(path)
+    before = _stamp(path)
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while block := stream.read(_BLOCK):
+            digest.update(block)
+    if _stamp(path) != before:
+        raise StorageError(f"{path}: changed while it was being read; wait until it is complete and run again")
+    return digest.hexdigest()
+
+
+class ContentMemo:
+    """Remembers content hashes by (path, size, mtime, inode), in a small SQLite file shared by processes."""
+
+    def __init__(self, file: Path | None):
+        self.file = file
+
+    def _open(self) -> sqlite3.Connection | None:
+        if self.file is None:
+            return None
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            connection = sqlite3.connect(self.file, timeout=30)
+            connection.execute("CREATE TABLE IF NOT EXISTS hashes (path TEXT PRIMARY KEY, stamp TEXT, sha256 TEXT)")
+            return connection
+        except (sqlite3.Error, OSError):  # a memo that cannot be kept only costs time
+            return None
+
+    def hash_file(self, path: Path) -> str:
+        path = Path(path).absolute()
+        stamp = repr(_stamp(path))
+        connection = self._open()
+        if connection is None:
+            return hash_file(path)
+        try:
+            row = connection.execute(
+                "SELECT sha256 FROM hashes WHERE path = ? AND stamp = ?", (str(path), stamp)
+            ).fetchone()
+            if row:
+                return row[0]
+            digest = hash_file(path)
+            with connection:
+                connection.execute("INSERT OR REPLACE INTO hashes VALUES (?, ?, ?)", (str(path), stamp, digest))
+            return digest
+        except sqlite3.Error:
+            return hash_file(path)
+        finally:
+            connection.close()
+
+
+def content_hash(uri: str | Path, memo: ContentMemo | None = None) -> str:
+    """sha256 of a file's bytes, or of a folder's relative names and bytes. Remote files use their version or ETag, else their bytes."""
+    if is_remote(uri):
+        return _remote_hash(str(uri))
+    path = local_path(uri)
+    one = (memo or ContentMemo(None)).hash_file
+    try:
+        if path.is_dir():
+            return hash_json(
+                {str(file.relative_to(path)): one(file) for file in sorted(path.rglob("*")) if file.is_file()}
+            )
+        return one(path)
+    except FileNotFoundError:
+        raise StorageError(f"{path}: does not exist") from None
+    except PermissionError as error:
+        raise StorageError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _remote_hash(uri: str) -> str:
+    fs, path = filesystem(uri)
+    try:
+        if fs.isdir(path):
+            files = sorted(fs.find(path))
+            return hash_json({file[len(path) :]: _remote_file_hash(fs, file) for file in files})
+        return _remote_file_hash(fs, path)
+    except FileNotFoundError:
+        raise StorageError(f"{strip_userinfo(uri)}: does not exist") from None
+
+
+def _remote_file_hash(fs, path: str) -> str:
+    info = fs.info(path)
+    version = info.get("VersionId") or info.get("ETag")
+    if version:
+        return hash_json([str(version), info.get("size")])
+    digest = hashlib.sha256()
+    with fs.open(path, "rb") as stream:
+        while block := stream.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()

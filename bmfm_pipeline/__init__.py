@@ -11,7 +11,7 @@ _PUBLIC = {
     "build_module": "bmfm_pipeline.training",
     "load_model": "bmfm_pipeline.models",
 }
-__all__ = [*_PUBLIC, "__version__"]
+__all__ = ["__version__", "build_data_module", "build_module", "compose", "load_model"]
 
 
 def __getattr__(name: str):

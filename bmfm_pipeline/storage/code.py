@@ -60,13 +60,10 @@ def _imports(module: str, path: Path) -> tuple[str, ...]:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names += _from_import(node.module, [alias.name for alias in node.names])
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.startswith(PACKAGE + "."):
-            names.append(node.value)  # lazy export tables name their modules as strings
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.FunctionDef) and node.name == "__getattr__" and path.name == "__init__.py":
+            # A room that exports its names lazily: whoever imports the room may reach any of its modules.
+            names += [f"{module}.{file.stem}" for file in path.parent.glob("*.py") if file.stem != "__init__"]
+            names += [f"{module}.{file.parent.name}" for file in path.parent.glob("*/__init__.py")]
     return tuple(name for name in names if name.split(".")[0] == PACKAGE)
-
-
-def _from_import(module: str, names: list[str]) -> list[str]:
-    """`from room import thing`: the submodule `thing`, or, where the room exports it from elsewhere, the room's own imports."""
-    return [module, *(f"{module}.{name}" for name in names)]

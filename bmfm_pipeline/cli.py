@@ -1,0 +1,155 @@
+"""`bmfm`, and the command line of bmfm_targets. Everything heavy is imported by the command that needs it."""
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from bmfm_pipeline import __version__
+from bmfm_pipeline.errors import ConfigError, PipelineError, Preempted
+
+# `bmfm run` takes these before Hydra sees the overrides.
+RUN_ARGUMENTS = ("label", "task", "perturbation_column_name", "controls")
+EXIT_USER_ERROR = 2
+EXIT_PREEMPTED = 75
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of `bmfm`; returns the exit code: 0, 2 for an error a person can mend, 75 when stopped and resumable."""
+    parser = _parser()
+    known, rest = parser.parse_known_args(arguments)
+    if known.command is None:
+        parser.print_help()
+        return 0
+    overrides = [word for word in rest if "=" in word or word.startswith("~")]
+    if strangers := [word for word in rest if word not in overrides]:
+        parser.error(f"unrecognized arguments: {' '.join(strangers)} (overrides look like key=value)")
+    known.overrides = [*overrides]
+    if getattr(known, "target", None) and ("=" in known.target or known.target.startswith("~")):
+        known.overrides.insert(0, known.target)  # an override stood where the target would
+        known.target = None
+    return _guarded(known)
+
+
+def seed_main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of `bmfm-targets-scbert` and `bmfm-targets-run`: -cn NAME -cd DIR and overrides, as with Hydra."""
+    parser = argparse.ArgumentParser(
+        prog="bmfm-targets-scbert",
+        description="Train, test or predict as a bmfm_targets config says (see `bmfm --help` for more).",
+    )
+    _config_options(parser)
+    _common_options(parser)
+    known, rest = parser.parse_known_args(arguments)
+    overrides = [word for word in rest if "=" in word or word.startswith("~")]
+    if strangers := [word for word in rest if word not in overrides]:
+        parser.error(f"unrecognized arguments: {' '.join(strangers)}")
+    if not known.config_name:
+        parser.error("name a config with -cn, e.g. -cn pre_train_config -cd run")
+    known.overrides, known.command = overrides, "seed"
+    return _guarded(known)
+
+
+def _guarded(known: argparse.Namespace) -> int:
+    logging.basicConfig(
+        level=logging.INFO if known.verbose else logging.WARNING, format="%(message)s", stream=sys.stderr
+    )
+    logging.getLogger("bmfm_pipeline").setLevel(logging.INFO)
+    if known.workspace:
+        os.environ["BMFM_WORKSPACE"] = known.workspace
+    from bmfm_pipeline import commands
+
+    try:
+        result = getattr(commands, known.command.replace("-", "_"))(known)
+    except PipelineError as error:
+        print(f"error: {error}", file=sys.stderr)
+        if known.json:
+            print(json.dumps({"error": str(error), "kind": type(error).__name__}))
+        return EXIT_PREEMPTED if isinstance(error, Preempted) else EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on where it stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output left, e.g. `bmfm plan | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    if known.json:
+        print(json.dumps(result if result is not None else {}))
+    return 0
+
+
+def _common_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--workspace", metavar="URI", help="where artefacts lie: a folder or s3://bucket/prefix (default ./workspace)"
+    )
+    parser.add_argument("--json", action="store_true", help="last line of stdout is one JSON object")
+    parser.add_argument("--verbose", action="store_true", help="more lines on stderr")
+
+
+def _config_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-cn", "--config-name", help="name of the config, without .yaml")
+    parser.add_argument("-cd", "--config-dir", help="folder searched before the packaged configs")
+    parser.add_argument("--cfg", choices=["job"], help="print the composed config and stop")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="bmfm", description="Pretrain, fine-tune and honestly evaluate foundation models on single-cell data."
+    )
+    parser.add_argument("--version", action="version", version=f"bmfm {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+
+    def add(name: str, text: str, config: bool = False) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text)
+        _common_options(command)
+        if config:
+            _config_options(command)
+        return command
+
+    run = add("run", "the whole chain on a dataset: preprocess, pretrain, fine-tune, evaluate")
+    run.add_argument(
+        "target", metavar="TARGET", help="a name of `bmfm datasets`, or an h5ad file (then also label=COLUMN)"
+    )
+    plan = add("plan", "what `bmfm run` would do, and why")
+    plan.add_argument("target", metavar="TARGET")
+    for stage, text in (
+        ("preprocess", "check, split and transform data into an artefact"),
+        ("pretrain", "pretrain a model on preprocessed data (made when absent)"),
+        ("finetune", "fine-tune a model; model.checkpoint=PATH|latest, or null for from scratch"),
+        ("evaluate", "test a fine-tuned model with intervals and controls; task.checkpoint=PATH"),
+    ):
+        command = add(stage, text, config=True)
+        command.add_argument(
+            "target", nargs="?", metavar="TARGET", help="a dataset name or h5ad file (optional with -cn)"
+        )
+    predict = add("predict", "labels, probabilities and embeddings for the cells of an h5ad file")
+    predict.add_argument("--model", required=True, metavar="URI", help="a fine-tuned model artefact")
+    predict.add_argument("--input", required=True, metavar="FILE", help="an h5ad file; labels are not needed")
+    predict.add_argument(
+        "--output", required=True, metavar="DIR", help="folder for predictions.csv, probabilities.csv, embeddings.csv"
+    )
+    add("datasets", "list the catalogue")
+    add("doctor", "check versions, accelerator, disk and MLflow")
+    interface = add("ui", "open the Prefect and MLflow pages on this machine (Ctrl-C stops both)")
+    interface.add_argument("--prefect-port", type=int, default=4200)
+    interface.add_argument("--mlflow-port", type=int, default=5000)
+    return parser
+
+
+def split_run_arguments(overrides: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Separate the arguments of `run` (label=..., controls=...) from the Hydra overrides that follow."""
+    own: dict[str, str] = {}
+    hydra = []
+    for word in overrides:
+        name, _, value = word.partition("=")
+        if name in RUN_ARGUMENTS:
+            if not value:
+                raise ConfigError(f"{name}= needs a value")
+            own[name] = value
+        else:
+            hydra.append(word)
+    return own, hydra
+
+
+if __name__ == "__main__":
+    sys.exit(main())

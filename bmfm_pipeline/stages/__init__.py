@@ -1,0 +1,7 @@
+"""What everything else calls: plan stages, run them whole or step by step. Light to import; steps load what they need."""
+
+from bmfm_pipeline.stages.jobs import STAGES, STEPS, Job
+from bmfm_pipeline.stages.planning import plan_pipeline, plan_stage
+from bmfm_pipeline.stages.running import run_stage, run_step
+
+__all__ = ["STAGES", "STEPS", "Job", "plan_pipeline", "plan_stage", "run_stage", "run_step"]

@@ -1,0 +1,66 @@
+"""Run one step of a job, or a whole stage without Prefect: the same functions either way."""
+
+import importlib
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bmfm_pipeline.errors import ConfigError
+from bmfm_pipeline.stages.jobs import STAGE_MODULES, STEPS, Job
+from bmfm_pipeline.storage import exclusive, read_json, write_json_atomic
+
+logger = logging.getLogger(__name__)
+Progress = Callable[[dict[str, Any]], None]
+
+
+def run_step(job_file: str, step: str, on_progress: Progress | None = None) -> dict[str, Any]:
+    """Run one step of the job stored at `job_file` and return its result: strings and numbers only.
+
+    {"uri": what it made, "hash": its content, "summary": numbers for a person, "table": rows, "links": {text: address}}.
+    Steps run in the order of STEPS; each leaves its result in the run folder, where the later ones find it.
+    """
+    job = Job.read(job_file)
+    if step not in STEPS[job.stage]:
+        raise ConfigError(f"stage {job.stage} has no step '{step}'; its steps are {', '.join(STEPS[job.stage])}")
+    with exclusive(job.run_dir, on_wait=logger.warning):
+        finished = job.artefact()
+        if finished is not None:  # another process was faster, or a retry came after publishing
+            return {"uri": finished.uri, "hash": finished.hash, "summary": finished.summary, "table": [], "links": {}}
+        function = getattr(importlib.import_module(STAGE_MODULES[job.stage]), step)
+        result = {"uri": "", "hash": "", "summary": {}, "table": [], "links": {}}
+        result.update(function(job, on_progress or (lambda event: None)))
+        if job.run_dir.exists():
+            write_json_atomic(job.run_dir / "steps" / f"{step}.json", result)
+    return result
+
+
+def step_result(job: Job, step: str) -> dict[str, Any]:
+    """What an earlier step of the same job returned."""
+    path = Path(job.run_dir) / "steps" / f"{step}.json"
+    if not path.exists():
+        raise ConfigError(
+            f"{job.stage}: step '{step}' has not run yet; run the steps in order: {', '.join(STEPS[job.stage])}"
+        )
+    return read_json(path)
+
+
+def run_stage(job: Job, on_progress: Progress | None = None) -> dict[str, Any]:
+    """All steps of a stage, without Prefect; returns the result of the last one. A cached stage returns at once."""
+    finished = job.artefact()
+    if finished is not None:
+        return {
+            "uri": finished.uri,
+            "hash": finished.hash,
+            "summary": finished.summary,
+            "cached": True,
+            "links": {},
+            "table": [],
+        }
+    job_file = job.write()
+    result: dict[str, Any] = {}
+    for step in STEPS[job.stage]:
+        if on_progress:
+            on_progress({"kind": "step", "stage": job.stage, "step_name": step})
+        result = run_step(job_file, step, on_progress)
+    return {**result, "cached": False}

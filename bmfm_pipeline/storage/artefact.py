@@ -86,6 +86,7 @@ def publish(
         )
         if workspace.remote:
             _upload(staging, uri, files)
+            shutil.rmtree(staging)
         else:
             existing = find_artefact(workspace, stage, key)
             if existing is not None:

@@ -82,7 +82,8 @@ def test_the_first_of_two_publishers_wins(tmp_path):
     assert (Path(first.uri) / "a.txt").read_text() == "first"
 
 
-def test_a_remote_workspace_publishes_the_manifest_last():
+def test_a_remote_workspace_publishes_the_manifest_last(tmp_path, monkeypatch):
+    monkeypatch.setenv("BMFM_STATE", str(tmp_path / "state"))
     workspace = Workspace("memory://bucket/w")
     artefact = _publish(workspace, key="remote")
     assert find_artefact(workspace, "preprocess", "remote").hash == artefact.hash

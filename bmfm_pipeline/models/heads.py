@@ -1,0 +1,268 @@
+"""What the encoder's states are turned into: scores per position for fields, scores per cell for label columns."""
+
+import torch
+from torch import Tensor, nn
+from transformers.activations import ACT2FN
+
+from bmfm_pipeline.models.configuration import MultitaskConfig
+from bmfm_pipeline.models.embeddings import FieldEmbeddings
+from bmfm_pipeline.models.schema import ModelField, ModelLabel, module_name
+
+
+class _Reversal(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, states: Tensor, coefficient: float) -> Tensor:
+        ctx.coefficient = coefficient
+        return states.view_as(states)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        return -ctx.coefficient * gradient, None
+
+
+class GradientReversal(nn.Module):
+    """Identity forward; backward the gradient times -coefficient, so that the encoder unlearns what the head predicts.
+
+    Ganin et al. 2016, Domain-Adversarial Training of Neural Networks.
+    """
+
+    def __init__(self, coefficient: float):
+        super().__init__()
+        self.coefficient = float(coefficient)
+
+    def forward(self, states: Tensor) -> Tensor:
+        return _Reversal.apply(states, self.coefficient)
+
+
+class HeadTransform(nn.Module):
+    """Linear(H, H), activation, LayerNorm: shared by the heads of all fields."""
+
+    def __init__(self, config: MultitaskConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.activation = ACT2FN[config.hidden_act]
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, states: Tensor) -> Tensor:
+        return self.LayerNorm(self.activation(self.dense(states)))
+
+
+class GeneQueryDecoder(nn.Module):
+    """Value of a gene from the cell's vector: inner product of the cell with a query made of the gene's embedding.
+
+    The masked value prediction for cell modelling of scGPT (Cui et al. 2024): q = sigmoid(Linear(e)), result <W q, cell>.
+    """
+
+    def __init__(self, hidden_size: int, query_field: str):
+        super().__init__()
+        self.query_field = query_field
+        self.gene_to_query = nn.Linear(hidden_size, hidden_size)
+        self.projection_matrix = nn.Linear(hidden_size, hidden_size, bias=False)
+        # Part of the published weights of the inner-product form, which does not apply it.
+        self.hidden_activation_fn = nn.PReLU()
+        self.hidden_activation_fn.weight.requires_grad_(False)
+
+    def forward(self, gene_embeddings: Tensor, cell: Tensor) -> Tensor:
+        """(..., H) gene embeddings and (..., H) cell vectors that broadcast -> (..., 1)"""
+        query = torch.sigmoid(self.gene_to_query(gene_embeddings))
+        return (self.projection_matrix(query) * cell).sum(dim=-1, keepdim=True)
+
+
+class _FieldDecoders(nn.Module):
+    def __init__(self, config: MultitaskConfig):
+        super().__init__()
+        self.field_decoders = nn.ModuleDict()
+        sizes = {item.name: item.vocab_size for item in config.model_fields}
+        for item in config.model_fields:
+            for mode, options in item.decode_modes.items():
+                self.field_decoders[module_name(f"{item.name}_{mode}")] = _decoder(
+                    item, mode, options, sizes, config.hidden_size
+                )
+
+
+def _decoder(item: ModelField, mode: str, options: dict, sizes: dict[str, int | None], hidden_size: int) -> nn.Module:
+    if mode == "token_scores":
+        return nn.Linear(hidden_size, item.vocab_size)
+    if mode == "wced":
+        return nn.Linear(hidden_size, sizes[options["vocab_field"]] * max(1, len(options.get("logit_outputs") or [])))
+    if mode.startswith("mvc_"):
+        return GeneQueryDecoder(hidden_size, options.get("query_field", item.name))
+    return nn.Linear(hidden_size, 1)
+
+
+class FieldHeads(nn.Module):
+    """All heads of all fields behind one shared transform.
+
+    Heads score every position, or only the flat positions (indices into B * L) asked for: with a vocabulary of tens of thousands
+    of genes the scores of unmasked positions would dominate memory and time. The whole-cell head (`wced`) scores position 0 only.
+    """
+
+    def __init__(self, config: MultitaskConfig):
+        super().__init__()
+        self.transform = HeadTransform(config)
+        self.decoder = _FieldDecoders(config)
+        self.fields = [item for item in config.model_fields if item.decode_modes]
+        self._vocabulary = {item.name: item.vocab_size for item in config.model_fields}
+
+    def head(self, key: str) -> nn.Module:
+        return self.decoder.field_decoders[module_name(key)]
+
+    def forward(
+        self,
+        hidden: Tensor,
+        cell: Tensor,
+        input_ids: Tensor | None,
+        embeddings: FieldEmbeddings,
+        positions: dict[str, Tensor] | None,
+    ) -> dict[str, Tensor]:
+        """Scores by `{field}_{mode}`: (B, L, n), or (n positions, n) where `positions` names the field; fields it leaves out are skipped.
+
+        `wced` is (B, 1, V, outputs), or (B, 1, V) for one output, whatever `positions` says.
+        """
+        scores: dict[str, Tensor] = {}
+        everywhere: Tensor | None = None
+        for item in self.fields:
+            per_position = [mode for mode in item.decode_modes if mode != "wced"]
+            picked = None if positions is None else positions.get(item.name)
+            wanted = per_position and (positions is None or picked is not None)
+            if wanted and any(not mode.startswith("mvc_") for mode in per_position):
+                if picked is not None:
+                    states = self.transform(hidden.reshape(-1, hidden.shape[-1]).index_select(0, picked))
+                else:
+                    everywhere = self.transform(hidden) if everywhere is None else everywhere
+                    states = everywhere
+            for mode in item.decode_modes:
+                key = f"{item.name}_{mode}"
+                if mode == "wced":
+                    scores[key] = self._whole_cell(item, self.transform(hidden[:, :1]))
+                elif not wanted:
+                    continue
+                elif mode.startswith("mvc_"):
+                    scores[key] = self._gene_query(self.head(key), cell, input_ids, embeddings, picked)
+                else:
+                    scores[key] = self.head(key)(states)
+        return scores
+
+    def _whole_cell(self, item: ModelField, state: Tensor) -> Tensor:
+        flat = self.head(f"{item.name}_wced")(state)
+        options = item.decode_modes["wced"]
+        outputs = max(1, len(options.get("logit_outputs") or []))
+        if outputs == 1:
+            return flat
+        return flat.reshape(*flat.shape[:-1], self._vocabulary[options["vocab_field"]], outputs)
+
+    @staticmethod
+    def _gene_query(
+        head: GeneQueryDecoder,
+        cell: Tensor,
+        input_ids: Tensor | None,
+        embeddings: FieldEmbeddings,
+        picked: Tensor | None,
+    ) -> Tensor:
+        if input_ids is None:
+            raise ValueError(
+                "the gene-query heads (mvc) look up gene embeddings, so they need input_ids, not inputs_embeds"
+            )
+        values = input_ids[:, embeddings.field_row(head.query_field)]
+        if picked is None:
+            return head(embeddings.embed_field(head.query_field, values), cell.unsqueeze(1))
+        genes = embeddings.embed_field(head.query_field, values.reshape(-1).index_select(0, picked))
+        return head(genes, cell.index_select(0, torch.div(picked, values.shape[1], rounding_mode="floor")))
+
+
+class _LabelDecoder(nn.Module):
+    """`decoder` is a single Linear in the plain case; reversal in front and a second layer make it a Sequential."""
+
+    def __init__(self, label: ModelLabel, config: MultitaskConfig, dropout: float):
+        super().__init__()
+        layers: list[nn.Module] = []
+        if label.gradient_reversal_coefficient is not None:
+            layers.append(GradientReversal(label.gradient_reversal_coefficient))
+        if label.classifier_depth == 2:
+            layers += [
+                nn.Linear(config.hidden_size, config.hidden_size),
+                ACT2FN[config.hidden_act],
+                nn.Dropout(dropout),
+            ]
+        layers.append(nn.Linear(config.hidden_size, label.output_size))
+        self.decoder = layers[0] if len(layers) == 1 else nn.Sequential(*layers)
+
+    def forward(self, states: Tensor) -> Tensor:
+        return self.decoder(states)
+
+
+class LabelHeads(nn.Module):
+    """One head per label column; columns of one `task_group` share a Linear(H, H), dropout and activation in front of theirs."""
+
+    def __init__(self, config: MultitaskConfig, dropout: float):
+        super().__init__()
+        self.labels = config.model_labels
+        self.label_decoders = nn.ModuleDict(
+            {module_name(x.name): _LabelDecoder(x, config, dropout) for x in self.labels}
+        )
+        groups = dict.fromkeys(x.task_group for x in self.labels if x.task_group)
+        if groups:
+            self.task_groups = nn.ModuleDict(
+                {
+                    module_name(group): nn.Sequential(
+                        nn.Linear(config.hidden_size, config.hidden_size),
+                        nn.Dropout(dropout),
+                        ACT2FN[config.hidden_act],
+                    )
+                    for group in groups
+                }
+            )
+
+    def forward(self, pooled: Tensor, hidden: Tensor) -> dict[str, Tensor]:
+        """(B, H) pooled state and (B, L, H) states -> {label: (B, classes)}"""
+        scores: dict[str, Tensor] = {}
+        shared: dict[tuple[str, int | None], Tensor] = {}
+        for label in self.labels:
+            if label.decode_from is not None and label.decode_from >= hidden.shape[1]:
+                raise ValueError(
+                    f"label column {label.name} decodes from position {label.decode_from}; the batch is {hidden.shape[1]} tokens long"
+                )
+            state = pooled if label.decode_from is None else hidden[:, label.decode_from]
+            if label.task_group:
+                slot = (label.task_group, label.decode_from)
+                if slot not in shared:
+                    shared[slot] = self.task_groups[module_name(label.task_group)](state)
+                state = shared[slot]
+            scores[label.name] = self.label_decoders[module_name(label.name)](state)
+        return scores
+
+
+class _Predictions(nn.Module):
+    """A level of nesting that the published parameter names have."""
+
+    def __init__(self, predictions: nn.Module):
+        super().__init__()
+        self.predictions = predictions
+
+
+class Heads(nn.Module):
+    """`cls`: field heads under `predictions`, label heads under `label_predictions`, each there only when there are any."""
+
+    def __init__(self, config: MultitaskConfig):
+        super().__init__()
+        rate = config.classifier_dropout if config.classifier_dropout is not None else config.hidden_dropout_prob
+        self.dropout = nn.Dropout(rate)
+        self.predictions = (
+            _Predictions(FieldHeads(config)) if any(x.decode_modes for x in config.model_fields) else None
+        )
+        self.label_predictions = _Predictions(LabelHeads(config, rate)) if config.model_labels else None
+
+    def forward(
+        self,
+        hidden: Tensor,
+        pooled: Tensor,
+        input_ids: Tensor | None,
+        embeddings: FieldEmbeddings,
+        positions: dict[str, Tensor] | None,
+    ) -> dict[str, Tensor]:
+        scores: dict[str, Tensor] = {}
+        if self.predictions is not None:
+            scores |= self.predictions.predictions(hidden, pooled, input_ids, embeddings, positions)
+        if self.label_predictions is not None:
+            scores |= self.label_predictions.predictions(self.dropout(pooled), hidden)
+        return scores

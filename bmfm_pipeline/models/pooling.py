@@ -1,0 +1,63 @@
+"""From the states of all positions to one vector per cell."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bmfm_pipeline.errors import ConfigError
+
+POOLING_METHODS = ("first_token", "pooling_layer", "mean_pooling")
+
+
+def masked_mean(hidden: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean over the positions where `mask` (B, L) is 1, in float32. (B, L, H) -> (B, H). A cell without any gets zeros."""
+    if mask is None:
+        return hidden.mean(dim=1)
+    if mask.dim() != 2:
+        raise ValueError(f"attention_mask has shape {tuple(mask.shape)}; mean pooling needs (batch, length)")
+    weights = mask.to(torch.float32).unsqueeze(-1)
+    total = (hidden.float() * weights).sum(dim=1)
+    return (total / weights.sum(dim=1).clamp(min=1.0)).to(hidden.dtype)
+
+
+class Pooler(nn.Module):
+    """Position 0, or the mean over unpadded positions, through Linear(H, H) and tanh."""
+
+    def __init__(self, hidden_size: int, how: str = "cls"):
+        super().__init__()
+        self.how = how
+        self.dense = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """(B, L, H) -> (B, H)"""
+        picked = hidden[:, 0] if self.how == "cls" else masked_mean(hidden, attention_mask)
+        return torch.tanh(self.dense(picked))
+
+
+def pool(output: Any, attention_mask: Tensor | None, method: str | int | Sequence[str | int] = "first_token") -> Tensor:
+    """One embedding per cell, (B, H), from a model output.
+
+    `first_token` is the last state at position 0; `pooling_layer` the pooler's output; `mean_pooling` the mean over unpadded
+    positions after the first (the closing [SEP] included); an integer the last state at that position; a list of these is
+    concatenated to (B, n * H). Raises ConfigError for any other method or a position outside the batch.
+    """
+    if isinstance(method, (list, tuple)):
+        if not method:
+            raise ConfigError("pooling_method is an empty list; name at least one method")
+        return torch.cat([pool(output, attention_mask, one) for one in method], dim=-1)
+    hidden = output.last_hidden_state
+    if method == "first_token":
+        return hidden[:, 0]
+    if method == "pooling_layer":
+        return output.embeddings
+    if method == "mean_pooling":
+        return masked_mean(hidden[:, 1:], None if attention_mask is None else attention_mask[:, 1:])
+    if isinstance(method, int) and not isinstance(method, bool):
+        if not -hidden.shape[1] <= method < hidden.shape[1]:
+            raise ConfigError(f"pooling_method {method}: the batch has only {hidden.shape[1]} positions")
+        return hidden[:, method]
+    raise ConfigError(
+        f"pooling_method {method!r}: there are {', '.join(POOLING_METHODS)}, a position (integer), or a list of these"
+    )

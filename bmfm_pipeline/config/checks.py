@@ -1,0 +1,162 @@
+"""Checks across sections, made before any data is read: losses against fields, labels, masks and heads."""
+
+import difflib
+from typing import TYPE_CHECKING, Any
+
+from bmfm_pipeline.config.losses import ALIASES, COMMON_KEYS, LOSSES, decode_mode, default_loss
+from bmfm_pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from bmfm_pipeline.config.run_config import RunConfig
+
+
+def resolve_losses(run: "RunConfig") -> list[dict[str, Any]]:
+    """The losses of a run, named and checked; `null` becomes one loss per masked field and per label column.
+
+    Raises ConfigError with the position of the entry and what to change.
+    """
+    if run.trainer.losses is None:
+        return _default_losses(run)
+    return [_checked(dict(entry), f"trainer.losses.{index}", run) for index, entry in enumerate(run.trainer.losses)]
+
+
+def _default_losses(run: "RunConfig") -> list[dict[str, Any]]:
+    losses: list[dict[str, Any]] = []
+    if run.predicts_fields:
+        for field in run.fields:
+            if field.is_masked:
+                names = ("mse", "is_zero_bce") if field.continuous else ("cross_entropy",)
+                losses += [{"field_name": field.field_name, "name": name} for name in names]
+    if run.predicts_labels:
+        for label in run.label_columns:
+            name = (
+                "bce_with_logits"
+                if label.is_multilabel
+                else default_loss({"label_column_name": ""}, label.is_regression_label)
+            )
+            losses.append({"label_column_name": label.label_column_name, "name": name})
+    return losses
+
+
+def _checked(entry: dict[str, Any], path: str, run: "RunConfig") -> dict[str, Any]:
+    field_name, label_name = entry.get("field_name"), entry.get("label_column_name")
+    if (field_name is None) == (label_name is None):
+        raise ConfigError(f"{path}: a loss names either field_name or label_column_name, found {sorted(entry)}")
+    for old, new in ALIASES.items():
+        if old in entry:
+            entry[new] = entry.pop(old)
+    labels = {label.label_column_name: label for label in run.label_columns}
+    is_regression = bool(label_name and label_name in labels and labels[label_name].is_regression_label)
+    name = entry.get("name") or default_loss(entry, is_regression)
+    name = ALIASES.get(name, name)
+    if name not in LOSSES:
+        close = difflib.get_close_matches(name, LOSSES, 1)
+        raise ConfigError(
+            f"{path}: unknown loss '{name}'; "
+            + (f"did you mean '{close[0]}'?" if close else f"known: {', '.join(LOSSES)}")
+        )
+    entry["name"] = name
+    kind = LOSSES[name]
+    for key in entry:
+        if key not in COMMON_KEYS and key not in kind.arguments:
+            close = difflib.get_close_matches(key, [*COMMON_KEYS, *kind.arguments], 1)
+            hint = (
+                f"did you mean '{close[0]}'?" if close else f"its arguments are {', '.join(kind.arguments) or 'none'}"
+            )
+            raise ConfigError(f"{path}: loss {name} has no argument '{key}'; {hint}")
+    source = "field" if field_name else "label"
+    if source not in kind.sources:
+        raise ConfigError(f"{path}: loss {name} is for a {kind.sources[0]}, not for a {source}")
+    if field_name:
+        _check_field_loss(field_name, name, path, run)
+    else:
+        _check_label_loss(label_name, path, run, labels)
+    return entry
+
+
+def _check_field_loss(field_name: str, loss: str, path: str, run: "RunConfig") -> None:
+    fields = {field.field_name: field for field in run.fields}
+    if field_name not in fields:
+        raise ConfigError(f"{path}: field '{field_name}' is not among fields ({', '.join(fields)})")
+    position = [field.field_name for field in run.fields].index(field_name)
+    if not fields[field_name].is_masked:
+        raise ConfigError(
+            f"{path}: loss {loss} on field '{field_name}' needs that field to be masked, but its is_masked is false; "
+            f"set fields.{position}.is_masked=true, or remove this loss"
+        )
+    if not run.data_module.masks:
+        raise ConfigError(
+            f"{path}: loss {loss} on field '{field_name}' needs masked tokens, but data_module.mlm is false; "
+            "set data_module.mlm=true, or remove this loss"
+        )
+    if not run.predicts_fields:
+        raise ConfigError(
+            f"{path}: loss {loss} on field '{field_name}' needs collation_strategy language_modeling or multitask, "
+            f"found {run.data_module.collation_strategy}"
+        )
+    if LOSSES[loss].decoder == "token_scores" and fields[field_name].continuous:
+        raise ConfigError(
+            f"{path}: loss {loss} predicts tokens, but field '{field_name}' is continuous (tokenization_strategy "
+            "continuous_value_encoder); use mse, mae or is_zero_bce"
+        )
+
+
+def _check_label_loss(label_name: str, path: str, run: "RunConfig", labels: dict[str, Any]) -> None:
+    if label_name not in labels:
+        known = ", ".join(labels) or "none are set"
+        raise ConfigError(
+            f"{path}: label column '{label_name}' is not among label_columns ({known}); add `- label_column_name: {label_name}` to label_columns"
+        )
+    if not run.predicts_labels:
+        raise ConfigError(
+            f"{path}: a loss on label column '{label_name}' needs collation_strategy multitask or sequence_classification, "
+            f"found {run.data_module.collation_strategy}"
+        )
+
+
+def check_run(run: "RunConfig") -> None:
+    """Contradictions between sections."""
+    names = [field.field_name for field in run.fields]
+    labels = [label.label_column_name for label in run.label_columns]
+    for kind, values in (("fields", names), ("label_columns", labels)):
+        if duplicates := sorted({name for name in values if values.count(name) > 1}):
+            raise ConfigError(f"{kind}: {', '.join(duplicates)} named more than once")
+    if not any(field.is_input for field in run.fields):
+        raise ConfigError("fields: at least one field must be an input")
+    strategy = run.data_module.collation_strategy
+    if strategy == "sequence_labeling":
+        raise ConfigError(
+            "data_module.collation_strategy: sequence_labeling needs paired control and perturbed cells, which no dataset of this "
+            "version offers; use multitask, language_modeling or sequence_classification"
+        )
+    if strategy == "language_modeling" and not run.data_module.masks:
+        raise ConfigError(
+            "data_module: collation_strategy language_modeling with mlm=false has nothing to predict; set mlm=true"
+        )
+    if strategy == "sequence_classification" and run.data_module.mlm:
+        raise ConfigError(
+            "data_module: collation_strategy sequence_classification does not mask, but mlm is true; set mlm=false, or "
+            "collation_strategy=multitask for both"
+        )
+    if (
+        run.is_training
+        and run.data_module.masks
+        and run.predicts_fields
+        and not any(field.is_masked for field in run.fields)
+    ):
+        if strategy == "language_modeling":
+            raise ConfigError("fields: language modelling needs a field with is_masked=true, found none")
+    if run.is_training and strategy == "sequence_classification" and not labels:
+        raise ConfigError("label_columns: sequence_classification needs at least one label column, e.g. label=COLUMN")
+
+
+def derive_decode_modes(run: "RunConfig", losses: list[dict[str, Any]]) -> None:
+    """Give each masked field exactly the heads that its losses read, so that no loss meets a missing head."""
+    for field in run.fields:
+        if field.decode_modes is None:
+            field.decode_modes = {}
+        for entry in losses:
+            if entry.get("field_name") == field.field_name:
+                field.decode_modes.setdefault(decode_mode(entry, entry["name"]), {})
+        if not field.decode_modes and field.is_masked and run.predicts_fields:
+            field.decode_modes = {"regression": {}, "is_zero": {}} if field.continuous else {"token_scores": {}}

@@ -1,0 +1,93 @@
+"""Tasks: train, test, predict, interpret; what they run on and for how long."""
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from bmfm_pipeline.config.strict import Section
+
+CiMethod = Literal["bootstrap_quantiles", "bootstrap_t_interval", "binomial", "wilson", "bca"]
+
+
+class TaskConfig(Section):
+    """What all tasks share: where and how to execute. The names are those of the Lightning Trainer."""
+
+    default_root_dir: str | None = None
+    accelerator: str = "auto"
+    strategy: str = "auto"
+    devices: int | str | list[int] = "auto"
+    num_nodes: int = 1
+    precision: str | int = "auto"
+    tf32_mode: Literal["highest", "high", "medium"] | None = None
+    require_accelerator: bool = False
+    enable_progress_bar: bool = True
+    enable_model_summary: bool = False
+    log_every_n_steps: int = Field(10, gt=0)
+    deterministic: bool = False
+    inference_mode: bool = True
+    checkpoint: str | None = None
+
+    @field_validator("precision")
+    @classmethod
+    def _precision(cls, value: str | int) -> str:
+        known = ("auto", "16-mixed", "bf16-mixed", "32-true", "16-true", "bf16-true", "64-true")
+        text = {"16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true", "64": "64-true"}.get(str(value), str(value))
+        if text not in known:
+            raise ValueError(f"must be one of {', '.join(known)}")
+        return text
+
+
+class TrainingTaskConfig(TaskConfig):
+    """Train: pretraining or fine-tuning."""
+
+    max_epochs: int | None = Field(20, gt=0)
+    min_epochs: int | None = None
+    max_steps: int = -1
+    min_steps: int | None = None
+    max_time: str | dict[str, int] | None = None
+    val_check_interval: float | int | None = None
+    check_val_every_n_epoch: int | None = 1
+    num_sanity_val_steps: int = 0
+    accumulate_grad_batches: int = Field(1, gt=0)
+    gradient_clip_val: float | None = None
+    gradient_clip_algorithm: Literal["norm", "value"] | None = None
+    limit_train_batches: float | int | None = None
+    limit_val_batches: float | int | None = None
+    overfit_batches: float | int = 0
+    fast_dev_run: bool | int = False
+    freeze_layers: bool | str = False
+    resume_training_from_ckpt: bool = False
+    checkpoints_every_n_train_steps: int | None = None
+    enable_checkpointing: bool = True
+    early_stopping_patience: int | None = Field(None, gt=0)
+    detect_anomaly: bool = False
+    reload_dataloaders_every_n_epochs: int = 0
+    sync_batchnorm: bool = False
+    benchmark: bool | None = None
+    profiler: str | None = None
+    callbacks: list[Any] | None = None
+
+
+class TestTaskConfig(TaskConfig):
+    """Test a trained model: metrics with intervals."""
+
+    __test__ = False
+
+    ci_method: CiMethod = "bootstrap_quantiles"
+    num_bootstrap_runs: int = Field(0, ge=0)
+    limit_test_batches: float | int | None = None
+
+
+class PredictTaskConfig(TaskConfig):
+    """Predict labels and embeddings for cells."""
+
+    output_predictions: bool = True
+    output_embeddings: bool = True
+    limit_predict_batches: float | int | None = None
+
+
+class InterpretTaskConfig(TaskConfig):
+    """Attribute predictions to genes."""
+
+    attribute_kwargs: dict[str, Any] | None = None
+    attribute_filter: dict[str, list[str]] | None = None

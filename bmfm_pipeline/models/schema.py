@@ -139,7 +139,7 @@ def read_fields(entries: Iterable[Mapping[str, Any]] | None) -> list[ModelField]
     by_name = {f.name: f for f in fields}
     for item in fields:
         if "wced" in item.decode_modes:
-            target = item.decode_modes["wced"].get("vocab_field")
+            target = item.decode_modes["wced"].setdefault("vocab_field", "genes")
             if target not in by_name or not by_name[target].vocab_size:
                 raise ConfigError(
                     f"fields.{item.name}.decode_modes.wced.vocab_field is {target!r}; it names the field whose vocabulary is predicted "

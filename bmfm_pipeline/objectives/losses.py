@@ -1,0 +1,162 @@
+"""The loss functions: each returns a sum and a count, so that batches and processes can be pooled exactly.
+
+A loss value is sum / (count + epsilon). Everything is computed in float32 whatever precision the model runs in. A target of -100
+(or NaN) is ignored everywhere.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from bmfm_pipeline.config.losses import IGNORED_LABEL
+
+# What (sum, count) a loss has; `count` is a float tensor without gradient.
+SumAndCount = tuple[Tensor, Tensor]
+
+
+def valid_mask(targets: Tensor) -> Tensor:
+    """True where a target counts."""
+    mask = targets != IGNORED_LABEL
+    return mask & ~torch.isnan(targets) if targets.is_floating_point() else mask
+
+
+def _count(mask: Tensor) -> Tensor:
+    return mask.sum().to(torch.float32)
+
+
+def _zero_where(mask: Tensor, values: Tensor) -> Tensor:
+    return torch.where(mask, values, torch.zeros_like(values))
+
+
+def cross_entropy(scores: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> SumAndCount:
+    """(N, C) scores, (N,) class ids."""
+    total = F.cross_entropy(
+        scores, targets, ignore_index=IGNORED_LABEL, reduction="sum", label_smoothing=label_smoothing
+    )
+    return total, _count(targets != IGNORED_LABEL)
+
+
+def _focal_terms(log_true: Tensor, gamma: float) -> Tensor:
+    """-(1 - p)^gamma ln(p + eps) for the log-probability of the truth (Lin et al. 2017, Focal Loss)."""
+    eps = torch.finfo(log_true.dtype).eps
+    true = log_true.exp()
+    # At p = 1 the derivative of a power below 1 is infinite; the floor keeps it finite where the term is zero anyway.
+    return -((1 - true).clamp(min=eps) ** gamma) * torch.log(true + eps)
+
+
+def focal(scores: Tensor, targets: Tensor, focal_gamma: float = 2.0) -> SumAndCount:
+    """(N, C) scores, (N,) class ids."""
+    mask = targets != IGNORED_LABEL
+    log_true = F.log_softmax(scores, dim=-1).gather(-1, targets.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+    return _zero_where(mask, _focal_terms(log_true, focal_gamma)).sum(), _count(mask)
+
+
+def token_value(scores: Tensor, targets: Tensor, token_values: Tensor) -> SumAndCount:
+    """(N, V) scores of tokens, (N,) true VALUES: squared error of the expected value under the scores of the numeric tokens."""
+    numeric = ~torch.isnan(token_values)
+    shares = torch.softmax(scores[:, numeric], dim=-1)
+    mask = valid_mask(targets)
+    error = _zero_where(mask, shares @ token_values[numeric].to(scores.dtype) - targets) ** 2
+    return error.sum(), _count(mask)
+
+
+def _regression(
+    scores: Tensor, targets: Tensor, power: int, ignore_zero: bool, link_function: str | None, shrinkage: float
+) -> SumAndCount:
+    mask = valid_mask(targets)
+    if ignore_zero:
+        mask = mask & (targets != 0)
+    # Masked twice: an ignored score must neither overflow in the link function nor count afterwards.
+    predicted = _zero_where(mask, linked(_zero_where(mask, scores), link_function))
+    error = (predicted - _zero_where(mask, targets.to(scores.dtype))).abs() ** power
+    total = error.sum()
+    if shrinkage:
+        total = total + shrinkage * (predicted.abs() ** power).sum()
+    return total, _count(mask)
+
+
+def linked(scores: Tensor, link_function: str | None) -> Tensor:
+    """A regression score on the scale of its target."""
+    return scores.exp() if link_function == "exp" else scores
+
+
+def mse(
+    scores: Tensor, targets: Tensor, ignore_zero: bool = False, link_function: str | None = None, shrinkage: float = 0.0
+) -> SumAndCount:
+    """Scores and targets of one shape; `shrinkage` adds the mean square of the predictions."""
+    return _regression(scores, targets, 2, ignore_zero, link_function, shrinkage)
+
+
+def mae(
+    scores: Tensor, targets: Tensor, ignore_zero: bool = False, link_function: str | None = None, shrinkage: float = 0.0
+) -> SumAndCount:
+    """As mse with absolute values."""
+    return _regression(scores, targets, 1, ignore_zero, link_function, shrinkage)
+
+
+def is_zero_bce(scores: Tensor, targets: Tensor) -> SumAndCount:
+    """Logit of "the value is zero" against values."""
+    mask = valid_mask(targets)
+    terms = F.binary_cross_entropy_with_logits(scores, (targets == 0).to(scores.dtype), reduction="none")
+    return _zero_where(mask, terms).sum(), _count(mask)
+
+
+def is_zero_focal(scores: Tensor, targets: Tensor, focal_gamma: float = 2.0) -> SumAndCount:
+    """Focal form of is_zero_bce."""
+    mask = valid_mask(targets)
+    log_true = F.logsigmoid(torch.where(targets == 0, scores, -scores))
+    return _zero_where(mask, _focal_terms(log_true, focal_gamma)).sum(), _count(mask)
+
+
+def bce_with_logits(scores: Tensor, targets: Tensor) -> SumAndCount:
+    """(B, C) scores, (B, C) 0/1 targets; mean over the elements that are not ignored, so an unlabelled row has no influence."""
+    mask = valid_mask(targets)
+    terms = F.binary_cross_entropy_with_logits(scores, _zero_where(mask, targets.to(scores.dtype)), reduction="none")
+    return _zero_where(mask, terms).sum(), _count(mask)
+
+
+def hce(scores: Tensor, targets: Tensor) -> SumAndCount:
+    """(B, leaves) scores, (B, leaves + 1) targets: 1 at the leaves allowed by the label; last column 1 when there are any.
+
+    -log of the probability of landing on an allowed leaf. Rows whose label has no leaf add zero and count; ignored rows do neither.
+    """
+    known = valid_mask(targets).all(dim=-1)
+    allowed = (targets[:, :-1] > 0) & known.unsqueeze(-1)
+    counted = known & (targets[:, -1] > 0) & allowed.any(dim=-1)
+    # Rows without an allowed leaf are computed over all leaves (which gives zero) and then left out, so that no infinity arises.
+    reachable = torch.where(counted.unsqueeze(-1), allowed, torch.ones_like(allowed))
+    inside = torch.logsumexp(scores.masked_fill(~reachable, -torch.inf), dim=-1)
+    highest = scores.detach().amax(dim=-1, keepdim=True)
+    everywhere = (scores - highest).exp().sum(dim=-1).log() + highest.squeeze(-1)
+    terms = everywhere - inside
+    return _zero_where(counted, terms).sum(), _count(known)
+
+
+@dataclass(frozen=True)
+class LossFunction:
+    """How a loss is evaluated. `shape`: classes (N, C) with ids, values (same shape), or rows (B, C) with multi-hot targets.
+
+    `epsilon` is added to the count; `zero_when_empty`: without any valid target the loss is 0 and its weight counts, where the
+    others are left out of the total.
+    """
+
+    compute: Callable[..., SumAndCount]
+    shape: str
+    epsilon: float = 0.0
+    zero_when_empty: bool = False
+
+
+FUNCTIONS: dict[str, LossFunction] = {
+    "cross_entropy": LossFunction(cross_entropy, "classes"),
+    "focal": LossFunction(focal, "classes"),
+    "token_value": LossFunction(token_value, "token_values"),
+    "mse": LossFunction(mse, "values", 1e-6, True),
+    "mae": LossFunction(mae, "values", 1e-6, True),
+    "is_zero_bce": LossFunction(is_zero_bce, "values", 1e-6, True),
+    "is_zero_focal": LossFunction(is_zero_focal, "values"),
+    "bce_with_logits": LossFunction(bce_with_logits, "rows"),
+    "hce": LossFunction(hce, "rows"),
+}

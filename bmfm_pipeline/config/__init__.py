@@ -22,7 +22,7 @@ _EXPORTS = {
     "require_path": "bmfm_pipeline.config.compose",
     "settle_execution": "bmfm_pipeline.config.accelerator",
 }
-__all__ = sorted(_EXPORTS)
+__all__ = list(_EXPORTS)  # noqa: PLE0605
 
 
 def __getattr__(name: str):

@@ -1,0 +1,167 @@
+"""What is wrong with an input, said all at once and before anything is computed."""
+
+import difflib
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+from bmfm_pipeline.data.sources.h5ad import CellSource, open_source
+from bmfm_pipeline.errors import DataError
+
+SHOWN = 5
+
+
+def check_source(
+    source: CellSource,
+    labels: list[tuple[str, bool]] = (),
+    *,
+    need_counts: bool = True,
+    stratify: str | None = None,
+    min_class_size: int = 3,
+    duplicate_genes: str = "refuse",
+) -> dict[str, Any]:
+    """Look at names, labels and every stored value of `source`.
+
+    `labels` lists (obs column, is it a regression target). Returns counts for the report. Raises one DataError that lists every
+    problem, each with its place and what would be right.
+    """
+    problems: list[str] = []
+    if 0 in source.shape:
+        raise DataError(f"{source.path}: {source.where} is empty ({source.n_cells} cells x {source.n_genes} genes)")
+    if len(source.obs) != source.n_cells or len(source.var_names) != source.n_genes:
+        raise DataError(
+            f"{source.path}: {source.where} is {source.n_cells} x {source.n_genes}, but obs has {len(source.obs)} rows and var {len(source.var_names)}; "
+            "the file is damaged"
+        )
+    _check_names(source, duplicate_genes, problems)
+    report: dict[str, Any] = {
+        "file": str(source.path),
+        "matrix": source.where,
+        "cells": source.n_cells,
+        "genes": source.n_genes,
+    }
+    for column, is_regression in labels:
+        report.setdefault("labels", {})[column] = _check_label(
+            source, column, is_regression, column == stratify, min_class_size, problems
+        )
+    if stratify is not None and stratify not in [column for column, _ in labels]:
+        _check_label(source, stratify, False, True, min_class_size, problems)
+    report.update(_check_values(source, need_counts, problems))
+    if problems:
+        raise DataError(f"{source.path} cannot be used:\n" + "\n".join(f"- {problem}" for problem in problems))
+    return report
+
+
+def _check_names(source: CellSource, duplicate_genes: str, problems: list[str]) -> None:
+    for what, names in (("cell names (obs)", source.obs.index), ("gene names (var)", source.var_names)):
+        twice = [str(name) for name, count in Counter(names).items() if count > 1]
+        if not twice or (what.startswith("gene") and duplicate_genes != "refuse"):
+            continue
+        cure = (
+            "make them unique, e.g. adata.obs_names_make_unique()"
+            if what.startswith("cell")
+            else "merge them with data_module.transform_kwargs.duplicate_genes=sum (or first), or rename them"
+        )
+        problems.append(
+            f"{len(twice)} duplicate {what}: {', '.join(twice[:SHOWN])}{' ...' if len(twice) > SHOWN else ''}; {cure}"
+        )
+
+
+def _check_label(
+    source: CellSource, column: str, is_regression: bool, stratified: bool, min_class_size: int, problems: list[str]
+) -> dict[str, Any]:
+    if column not in source.obs:
+        columns = [str(name) for name in source.obs.columns]
+        close = difflib.get_close_matches(column, columns, 1, 0.5)
+        hint = f"; did you mean '{close[0]}'?" if close else ""
+        problems.append(f"obs has no label column '{column}'{hint} (columns: {', '.join(columns) or 'none'})")
+        return {}
+    values = source.obs[column]
+    missing = int(values.isna().sum())
+    if is_regression:
+        try:
+            values.dropna().astype(float)
+        except (TypeError, ValueError):
+            problems.append(f"obs['{column}'] is a regression label, but holds text, e.g. {values.dropna().iloc[0]!r}")
+        return {"missing": missing}
+    counts = Counter(values.dropna().astype(str))
+    if not counts:
+        problems.append(f"obs['{column}'] holds no labels: every value is missing")
+    small = [f"'{name}' ({count})" for name, count in counts.items() if count < min_class_size]
+    if stratified and small:
+        problems.append(
+            f"obs['{column}']: classes with fewer than {min_class_size} cells cannot be stratified over train, dev and test: {', '.join(small[:SHOWN])}; "
+            "remove those cells, merge the classes, or split at random (label_columns.0.is_stratification_label=false)"
+        )
+    return {"classes": len(counts), "missing": missing, "smallest": min(counts.values(), default=0)}
+
+
+def _check_values(source: CellSource, need_counts: bool, problems: list[str]) -> dict[str, Any]:
+    negative = broken = fractional = empty = zeros = 0
+    broken_cells: set[int] = set()
+    empty_names: list[str] = []
+    largest = total = 0.0
+    example = None
+    for start, chunk in source.iter_chunks():
+        values = chunk.data
+        finite = np.isfinite(values)
+        if not finite.all():
+            rows = np.repeat(np.arange(chunk.shape[0]), np.diff(chunk.indptr))[~finite]
+            broken += int((~finite).sum())
+            broken_cells.update((start + np.unique(rows)).tolist())
+            values = values[finite]
+        negative += int((values < 0).sum())
+        zeros += int((values == 0).sum())
+        off = values[values != np.rint(values)]
+        fractional += len(off)
+        if example is None and len(off):
+            example = float(off[0])
+        if len(values):
+            largest = max(largest, float(values.max()))
+        total += float(values.sum(dtype=np.float64))
+        nothing = np.flatnonzero(np.asarray(chunk.sum(axis=1)).ravel() == 0)
+        empty += len(nothing)
+        empty_names += [str(source.obs.index[start + row]) for row in nothing[: SHOWN - len(empty_names)]]
+    if broken:
+        problems.append(
+            f"{source.where}: {broken} values are NaN or infinite, in {len(broken_cells)} cells, "
+            f"e.g. {', '.join(str(source.obs.index[row]) for row in sorted(broken_cells)[:SHOWN])}; set them to zero or remove those cells"
+        )
+    if negative:
+        problems.append(
+            f"{source.where}: {negative} values are negative; counts are needed (scaled data cannot be turned back){_elsewhere(source)}"
+        )
+    elif need_counts and fractional:
+        guess = "they look log-normalised" if largest < 20 else "they look normalised"
+        problems.append(
+            f"{source.where}: {fractional} values are not whole numbers, e.g. {example:.4g}; {guess}, and counts are needed{_elsewhere(source)}"
+        )
+    if not broken and empty == source.n_cells:
+        problems.append(f"{source.where}: no cell expresses any gene; every value is zero")
+    return {
+        "cells_without_counts": empty,
+        "cells_without_counts_examples": empty_names,
+        "explicit_zeros": zeros,
+        "max": largest,
+        "total": total,
+    }
+
+
+def _elsewhere(source: CellSource) -> str:
+    """Where whole numbers lie in the same file, as advice."""
+    candidates = [name for name in [*source.layers, *(["raw"] if source.has_raw else [])] if name != source.layer]
+    for name in candidates:
+        try:
+            _, chunk = next(open_source(source.path, name).iter_chunks(200))
+        except (DataError, StopIteration):
+            continue
+        if (
+            len(chunk.data)
+            and np.isfinite(chunk.data).all()
+            and (chunk.data == np.rint(chunk.data)).all()
+            and (chunk.data >= 0).all()
+        ):
+            where = ".raw" if name == "raw" else f"layer '{name}'"
+            return f"; {where} holds counts: set data_module.transform_kwargs.layer={name}"
+    return "; name the layer that holds counts with data_module.transform_kwargs.layer, or set data_module.transform_kwargs.input_values=any"

@@ -1,0 +1,240 @@
+"""Run a chain over a source in chunks: fit what needs a pass, count, then fill the processed file. Memory does not grow with cells."""
+
+import difflib
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+from scipy import sparse
+
+from bmfm_pipeline.config.strict import readable
+from bmfm_pipeline.data.processed import ProcessedWriter, smallest_integer
+from bmfm_pipeline.data.transforms.steps import STEPS, Bin, Step
+from bmfm_pipeline.errors import ConfigError, DataError
+
+
+@dataclass
+class StepCount:
+    """What one step left: cells, genes, and raw counts of what is left."""
+
+    step: str
+    cells: int = 0
+    genes: int = 0
+    counts: float = 0.0
+
+
+@dataclass
+class TransformReport:
+    """Cells, genes and counts before the chain and after every step."""
+
+    steps: list[StepCount] = field(default_factory=list)
+    dropped_cells: dict[str, int] = field(default_factory=dict)
+    dropped_examples: dict[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def share_of_counts(self) -> float:
+        return self.steps[-1].counts / self.steps[0].counts if self.steps and self.steps[0].counts else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "share_of_counts": self.share_of_counts}
+
+
+def build_chain(steps: Iterable[dict[str, Any]]) -> "Chain":
+    """A chain from `{transform_name, transform_args}` entries; ConfigError names an unknown step or argument."""
+    built: list[tuple[str, Step]] = []
+    for index, entry in enumerate(steps):
+        name = entry["transform_name"]
+        if name not in STEPS:
+            close = difflib.get_close_matches(name, STEPS, 1)
+            hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(STEPS)}"
+            raise ConfigError(f"transforms.{index}: unknown transform '{name}'; {hint}")
+        try:
+            built.append((name, STEPS[name].model_validate(dict(entry.get("transform_args") or {}))))
+        except ValidationError as error:
+            raise readable(error, f"transforms.{index} ({name})") from None
+    return Chain(built)
+
+
+class Chain:
+    """Steps in order. `fit` settles what needs to see data, `run` writes a processed file, `apply` serves prediction."""
+
+    def __init__(self, steps: list[tuple[str, Step]]):
+        self.steps = steps
+
+    @property
+    def n_values(self) -> int | None:
+        """How many values the expressions can take, when the chain ends in bins."""
+        bins = [step for _, step in self.steps if isinstance(step, Bin)]
+        return bins[-1].n_values if bins else None
+
+    def _prepared(self, upto: int, names: list[str]) -> list[tuple[Step, list[str], np.ndarray | None, list[str]]]:
+        """For each of the first `upto` steps: (step, gene names it sees, genes that stay, names after it)."""
+        prepared = []
+        for _, step in self.steps[:upto]:
+            after, keep = step.genes(names)
+            prepared.append((step, names, keep, after))
+            names = after
+        return prepared
+
+    def _stream(
+        self, source, upto: int, rows: np.ndarray | None = None, counter: list[StepCount] | None = None
+    ) -> Iterator[tuple]:
+        """(row numbers, values, counts, names) of each chunk after the first `upto` steps; of `rows` only when given."""
+        prepared = self._prepared(upto, source.var_names)
+        wanted = None if rows is None else np.isin(np.arange(source.n_cells), rows)
+        names = prepared[-1][3] if prepared else source.var_names
+        for start, chunk in source.iter_chunks():
+            numbers = np.arange(start, start + chunk.shape[0])
+            if wanted is not None:
+                inside = wanted[numbers]
+                chunk, numbers = chunk[inside], numbers[inside]
+            counts, values = chunk, chunk.copy()
+            if counter is not None:
+                _add(counter[0], counts, len(source.var_names))
+            for position, (step, seen, keep, after) in enumerate(prepared):
+                stays = step.keep_cells(values, seen)
+                if stays is not None and not stays.all():
+                    values, counts, numbers = values[stays], counts[stays], numbers[stays]
+                values = step.values(values)
+                if keep is not None:
+                    values, counts = values[:, keep], counts[:, keep]
+                if counter is not None:
+                    _add(counter[position + 1], counts, len(after))
+            yield numbers, values, counts, names
+
+    def fit(self, source, rows: np.ndarray | None) -> None:
+        """Let every step that needs it see the cells `rows` (None: all), after the steps before it."""
+        for position, (_, step) in enumerate(self.steps):
+            if step.needs_pass:
+                names = source.var_names
+                for _, values, _, names in self._stream(source, position, rows):
+                    step.observe(values, names)
+                step.finish(names)
+
+    def gene_names(self, names: list[str]) -> list[str]:
+        """Gene names after renaming and keeping, before filters that depend on data."""
+        for _, step in self.steps:
+            if not step.needs_pass:
+                names, _ = step.genes(names)
+        return names
+
+    def run(
+        self,
+        source,
+        rows: np.ndarray | None,
+        out_path: Path,
+        obs_extra: dict[str, np.ndarray],
+        keep_counts: bool = True,
+    ) -> TransformReport:
+        """Fit on `rows`, then write `out_path`: two passes, count and fill.
+
+        `obs_extra` are columns to add to obs, one value per source row. Cells without any value left are dropped and counted.
+        Raises DataError when nothing is left.
+        """
+        self.fit(source, rows)
+        counter = [
+            StepCount("input"),
+            *(StepCount(_title(name, step)) for name, step in self.steps),
+            StepCount("drop cells without values"),
+        ]
+        kept, lengths, count_lengths = [], [], []
+        peak, count_peak, whole = 0.0, 0.0, True
+        names = source.var_names
+        for numbers, values, counts, names in self._stream(source, len(self.steps), counter=counter):
+            values.eliminate_zeros()
+            stays = np.diff(values.indptr) > 0
+            values, counts, numbers = values[stays], counts[stays], numbers[stays]
+            _add(counter[-1], counts, len(names))
+            kept.append(numbers)
+            lengths.append(np.diff(values.indptr))
+            if values.nnz:
+                peak = max(peak, float(values.data.max()))
+                whole = whole and bool((values.data == np.rint(values.data)).all() and values.data.min() >= 0)
+            if keep_counts:
+                counts = counts.copy()
+                counts.eliminate_zeros()
+                count_lengths.append(np.diff(counts.indptr))
+                count_peak = max(count_peak, float(counts.data.max()) if counts.nnz else 0.0)
+        rows_kept = np.concatenate(kept) if kept else np.array([], dtype=np.int64)
+        report = _report(counter, source, rows_kept)
+        if not len(rows_kept) or not names:
+            lines = "; ".join(f"{entry.step}: {entry.cells} cells, {entry.genes} genes" for entry in counter)
+            raise DataError(
+                f"{source.path}: no cell is left after the transforms ({lines}); loosen the filter that removed them"
+            )
+        obs = source.obs.iloc[rows_kept].copy()
+        for name, column in obs_extra.items():
+            obs[name] = np.asarray(column)[rows_kept]
+        with ProcessedWriter(out_path, obs, names, (len(rows_kept), len(names))) as writer:
+            writer.matrix("X", np.concatenate(lengths), smallest_integer(peak) if whole else np.dtype(np.float32))
+            if keep_counts:
+                writer.matrix("layers/counts", np.concatenate(count_lengths), smallest_integer(count_peak))
+            for _, values, counts, _ in self._stream(source, len(self.steps)):
+                values.eliminate_zeros()
+                stays = np.diff(values.indptr) > 0
+                writer.fill("X", values[stays])
+                if keep_counts:
+                    counts = counts[stays].copy()
+                    counts.eliminate_zeros()
+                    writer.fill("layers/counts", counts)
+        return report
+
+    def apply(self, cells: sparse.csr_matrix, names: list[str]) -> tuple[sparse.csr_matrix, list[str]]:
+        """Gene mapping and fitted value transforms for new cells (CSR float32), without any row filter: every cell keeps its row."""
+        values = cells.copy()
+        for _, step in self.steps:
+            if not step.filters_cells:
+                step.keep_cells(values, names)
+                values = step.values(values)
+            after, keep = step.genes(names)
+            if keep is not None:
+                values = values[:, keep]
+            names = after
+        return values, names
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """The chain with what it fitted, as plain values."""
+        return [
+            {"transform_name": name, "transform_args": step.model_dump(mode="json"), "fitted": step.fitted()}
+            for name, step in self.steps
+        ]
+
+    @classmethod
+    def from_json(cls, stored: list[dict[str, Any]]) -> "Chain":
+        chain = build_chain(stored)
+        for (_, step), entry in zip(chain.steps, stored, strict=True):
+            step.restore(entry.get("fitted") or {})
+        return chain
+
+
+def _title(name: str, step: Step) -> str:
+    arguments = {
+        key: value
+        for key, value in step.model_dump(exclude_none=True, exclude_defaults=True).items()
+        if not isinstance(value, dict | list)
+    }
+    words = ", ".join(
+        f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}" for key, value in arguments.items()
+    )
+    return name.removesuffix("Transform") + (f"({words})" if words else "")
+
+
+def _add(entry: StepCount, counts: sparse.csr_matrix, genes: int) -> None:
+    entry.cells += counts.shape[0]
+    entry.genes = genes
+    entry.counts += float(counts.data.sum(dtype=np.float64))
+
+
+def _report(counter: list[StepCount], source, rows_kept: np.ndarray) -> TransformReport:
+    report = TransformReport(steps=counter)
+    for before, after in itertools.pairwise(counter):
+        if before.cells > after.cells:
+            report.dropped_cells[after.step] = before.cells - after.cells
+    gone = np.setdiff1d(np.arange(source.n_cells), rows_kept)
+    if len(gone):
+        report.dropped_examples["cells"] = [str(name) for name in source.obs.index[gone[:5]]]
+    return report

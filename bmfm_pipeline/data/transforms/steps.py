@@ -1,0 +1,348 @@
+"""The steps of a chain. Each says what it does to genes, to rows of a chunk, and what it must see of the data first.
+
+Chunks are scipy CSR float32, cells x genes. Arithmetic follows scanpy's in float32, so that binned values agree exactly.
+"""
+
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+from scipy import sparse
+
+from bmfm_pipeline.config.strict import Section
+from bmfm_pipeline.errors import DataError
+
+
+class Step(Section):
+    """One transform. The base does nothing; a kind overrides what it is about."""
+
+    needs_pass: ClassVar[bool] = False
+    filters_cells: ClassVar[bool] = False
+
+    def genes(self, names: list[str]) -> tuple[list[str], np.ndarray | None]:
+        """New gene names and, when genes are dropped or reordered, the positions that stay (of the old ones)."""
+        return names, None
+
+    def values(self, chunk: sparse.csr_matrix) -> sparse.csr_matrix:
+        """New values of the same cells and genes; may change `chunk.data` in place."""
+        return chunk
+
+    def keep_cells(self, chunk: sparse.csr_matrix, names: list[str]) -> np.ndarray | None:
+        """Boolean mask (cells of the chunk,) of the cells that stay."""
+        return None
+
+    def observe(self, chunk: sparse.csr_matrix, names: list[str]) -> None:
+        """See one chunk of the cells to fit on (only when `needs_pass`)."""
+
+    def finish(self, names: list[str]) -> None:
+        """All chunks were seen: settle what was fitted."""
+
+    def fitted(self) -> dict[str, Any]:
+        """What fitting found, as plain values; `restore` takes it back."""
+        return {}
+
+    def restore(self, fitted: dict[str, Any]) -> None:
+        """Take what `fitted` returned."""
+
+
+class RenameGenes(Step):
+    """gene_map null: cut names at `_ENSG`; a map: rename, genes it does not name are dropped. Of equal names the first stays."""
+
+    gene_map: dict[str, str] | None = None
+
+    def genes(self, names: list[str]) -> tuple[list[str], np.ndarray | None]:
+        if self.gene_map is None:
+            renamed: list[str | None] = [name.split("_ENSG")[0] for name in names]
+        else:
+            renamed = [self.gene_map.get(name) for name in names]
+        seen: set[str] = set()
+        keep = [
+            index for index, name in enumerate(renamed) if name is not None and not (name in seen or seen.add(name))
+        ]
+        return [renamed[index] for index in keep], None if len(keep) == len(names) else np.array(keep, dtype=np.int64)
+
+
+class KeepGenes(Step):
+    """Keep and order the listed genes that exist; null keeps all. A string is a file with one gene per line."""
+
+    genes_to_keep: list[str] | str | None = None
+
+    def genes(self, names: list[str]) -> tuple[list[str], np.ndarray | None]:
+        if self.genes_to_keep is None:
+            return names, None
+        wanted = self.genes_to_keep
+        if isinstance(wanted, str):
+            try:
+                with open(wanted) as lines:
+                    wanted = [line.strip() for line in lines if line.strip()]
+            except OSError as error:
+                raise DataError(
+                    f"KeepGenesTransform: genes_to_keep {self.genes_to_keep}: cannot be read ({error.strerror})"
+                ) from None
+        position = {name: index for index, name in enumerate(names)}
+        keep = [position[name] for name in wanted if name in position]
+        if not keep:
+            raise DataError(
+                f"KeepGenesTransform: none of the {len(wanted)} genes to keep is in the data, e.g. {', '.join(wanted[:5])}"
+            )
+        return [names[index] for index in keep], np.array(keep, dtype=np.int64)
+
+
+def _one_threshold(step: Section, names: tuple[str, ...]) -> tuple[str, float]:
+    given = [(name, getattr(step, name)) for name in names if getattr(step, name) is not None]
+    if len(given) != 1:
+        raise ValueError(f"give exactly one of {', '.join(names)}; found {len(given)}")
+    return given[0]
+
+
+class FilterCells(Step):
+    """Keep cells by one threshold, inclusive: total value (counts) or number of genes above zero."""
+
+    filters_cells: ClassVar[bool] = True
+    min_counts: float | None = None
+    max_counts: float | None = None
+    min_genes: int | None = None
+    max_genes: int | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> "FilterCells":
+        _one_threshold(self, ("min_counts", "max_counts", "min_genes", "max_genes"))
+        return self
+
+    def keep_cells(self, chunk: sparse.csr_matrix, names: list[str]) -> np.ndarray:
+        name, threshold = _one_threshold(self, ("min_counts", "max_counts", "min_genes", "max_genes"))
+        number = row_sums(chunk) if name.endswith("counts") else row_counts(chunk)
+        return number >= threshold if name.startswith("min") else number <= threshold
+
+
+class FilterGenes(Step):
+    """Keep genes by one threshold over the cells to fit on, inclusive: total value (counts) or number of cells above zero."""
+
+    needs_pass: ClassVar[bool] = True
+    min_counts: float | None = None
+    max_counts: float | None = None
+    min_cells: int | None = None
+    max_cells: int | None = None
+    kept_: list[str] | None = Field(None, exclude=True)
+    number_: Any = Field(None, exclude=True)
+
+    @model_validator(mode="after")
+    def _one(self) -> "FilterGenes":
+        _one_threshold(self, ("min_counts", "max_counts", "min_cells", "max_cells"))
+        return self
+
+    def observe(self, chunk: sparse.csr_matrix, names: list[str]) -> None:
+        weights = chunk.data if self._by_counts() else (chunk.data > 0).astype(np.float64)
+        number = np.bincount(chunk.indices, weights=weights, minlength=len(names))
+        self.number_ = number if self.number_ is None else self.number_ + number
+
+    def _by_counts(self) -> bool:
+        return self.min_counts is not None or self.max_counts is not None
+
+    def finish(self, names: list[str]) -> None:
+        name, threshold = _one_threshold(self, ("min_counts", "max_counts", "min_cells", "max_cells"))
+        number = np.zeros(len(names)) if self.number_ is None else self.number_
+        stays = number >= threshold if name.startswith("min") else number <= threshold
+        self.kept_ = [gene for gene, stay in zip(names, stays, strict=True) if stay]
+        self.number_ = None
+
+    def genes(self, names: list[str]) -> tuple[list[str], np.ndarray | None]:
+        if self.kept_ is None or len(self.kept_) == len(names):
+            return names, None
+        kept = set(self.kept_)
+        return [name for name in names if name in kept], np.array(
+            [i for i, name in enumerate(names) if name in kept], dtype=np.int64
+        )
+
+    def fitted(self) -> dict[str, Any]:
+        return {"kept": self.kept_}
+
+    def restore(self, fitted: dict[str, Any]) -> None:
+        self.kept_ = fitted.get("kept")
+
+
+class QcMetrics(Step):
+    """Keep cells with less than `pct_counts_mt` per cent of counts in MT- genes, and totals within s interquartile ranges."""
+
+    filters_cells: ClassVar[bool] = True
+    pct_counts_mt: float | None = Field(None, ge=0, le=100)
+    total_counts_iqr_scale: float | None = Field(None, ge=0)
+    bounds_: tuple[float, float] | None = Field(None, exclude=True)
+    totals_: list[Any] = Field(default_factory=list, exclude=True)
+
+    @property
+    def needs_pass(self) -> bool:  # type: ignore[override]
+        return self.total_counts_iqr_scale is not None
+
+    def observe(self, chunk: sparse.csr_matrix, names: list[str]) -> None:
+        self.totals_.append(row_sums(chunk)[self._mitochondrial(chunk, names)])
+
+    def _mitochondrial(self, chunk: sparse.csr_matrix, names: list[str]) -> np.ndarray:
+        if self.pct_counts_mt is None:
+            return np.ones(chunk.shape[0], dtype=bool)
+        is_mt = np.array([name.startswith("MT-") for name in names])
+        totals = row_sums(chunk)
+        share = row_sums(_only(chunk, is_mt))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            percent = share / totals * 100
+        return np.nan_to_num(percent) < self.pct_counts_mt
+
+    def finish(self, names: list[str]) -> None:
+        totals = np.concatenate(self.totals_) if self.totals_ else np.zeros(1)
+        low, high = np.percentile(totals, [25, 75])
+        margin = (self.total_counts_iqr_scale or 0) * (high - low)
+        self.bounds_, self.totals_ = (float(low - margin), float(high + margin)), []
+
+    def keep_cells(self, chunk: sparse.csr_matrix, names: list[str]) -> np.ndarray:
+        keep = self._mitochondrial(chunk, names)
+        if self.bounds_ is not None:
+            totals = row_sums(chunk)
+            keep &= (totals >= self.bounds_[0]) & (totals <= self.bounds_[1])
+        return keep
+
+    def fitted(self) -> dict[str, Any]:
+        return {"bounds": self.bounds_}
+
+    def restore(self, fitted: dict[str, Any]) -> None:
+        self.bounds_ = tuple(fitted["bounds"]) if fitted.get("bounds") else None
+
+
+class NormalizeTotal(Step):
+    """Scale each cell to `target_sum` (null: the median total); optionally leaving genes above `max_fraction` of a cell out of the total."""
+
+    target_sum: float | None = Field(None, gt=0)
+    exclude_highly_expressed: bool = False
+    max_fraction: float = Field(0.05, ge=0, le=1)
+    target_: float | None = Field(None, exclude=True)
+    high_: list[str] | None = Field(None, exclude=True)
+    totals_: list[Any] = Field(default_factory=list, exclude=True)
+    mask_: Any = Field(None, exclude=True)
+
+    @property
+    def needs_pass(self) -> bool:  # type: ignore[override]
+        return self.target_sum is None or self.exclude_highly_expressed
+
+    def observe(self, chunk: sparse.csr_matrix, names: list[str]) -> None:
+        totals = row_sums(chunk)
+        self.totals_.append(totals)
+        if self.exclude_highly_expressed:
+            high = chunk.data > np.repeat(totals * np.float32(self.max_fraction), np.diff(chunk.indptr))
+            found = np.zeros(len(names), dtype=bool)
+            found[chunk.indices[high]] = True
+            self.mask_ = found if self.mask_ is None else self.mask_ | found
+
+    def finish(self, names: list[str]) -> None:
+        if self.mask_ is not None:
+            self.high_ = [name for name, high in zip(names, self.mask_, strict=True) if high]
+        if self.target_sum is None:
+            totals = np.concatenate(self.totals_) if self.totals_ else np.ones(1)
+            self.target_ = float(np.median(totals))
+        self.totals_, self.mask_ = [], None
+
+    def keep_cells(self, chunk: sparse.csr_matrix, names: list[str]) -> None:
+        if self.high_ is not None:  # remembered here because values() does not see names
+            high = set(self.high_)
+            self.mask_ = np.array([name not in high for name in names])
+
+    def values(self, chunk: sparse.csr_matrix) -> sparse.csr_matrix:
+        totals = row_sums(chunk if self.mask_ is None else _only(chunk, self.mask_))
+        factor = (totals / np.float32(self.target_sum or self.target_ or 1)).astype(np.float32)
+        factor[factor == 0] = 1
+        chunk.data = chunk.data / np.repeat(factor, np.diff(chunk.indptr))
+        return chunk
+
+    def fitted(self) -> dict[str, Any]:
+        return {"target": self.target_, "high": self.high_}
+
+    def restore(self, fitted: dict[str, Any]) -> None:
+        self.target_, self.high_ = fitted.get("target"), fitted.get("high")
+
+
+class Log(Step):
+    """log(1 + x) to `base` (null: e)."""
+
+    base: float | None = Field(None, gt=1)
+    chunked: bool | None = None
+    chunk_size: int | None = None
+    add_one: Literal[True] = True
+
+    def values(self, chunk: sparse.csr_matrix) -> sparse.csr_matrix:
+        chunk.data = np.log1p(chunk.data)
+        if self.base is not None:
+            chunk.data /= np.float32(np.log(self.base))
+        return chunk
+
+
+class ScaleCounts(Step):
+    """Multiply every value by `scale_factor`."""
+
+    scale_factor: float
+
+    def values(self, chunk: sparse.csr_matrix) -> sparse.csr_matrix:
+        chunk.data = chunk.data * np.float32(self.scale_factor)
+        return chunk
+
+
+class Bin(Step):
+    """Whole values from 0: int_cast rounds up and clips at num_bins - 1; percentile bins the values above zero of each cell by rank."""
+
+    num_bins: int | None = Field(None, gt=1)
+    binning_method: Literal["int_cast", "percentile"] = "percentile"
+
+    @model_validator(mode="after")
+    def _needs_bins(self) -> "Bin":
+        if self.binning_method == "percentile" and self.num_bins is None:
+            raise ValueError("num_bins is needed for binning_method percentile")
+        return self
+
+    def values(self, chunk: sparse.csr_matrix) -> sparse.csr_matrix:
+        if self.binning_method == "int_cast":
+            binned = np.ceil(chunk.data)
+            chunk.data = np.minimum(binned, self.num_bins - 1) if self.num_bins else binned
+            return chunk
+        for row in range(chunk.shape[0]):
+            span = slice(chunk.indptr[row], chunk.indptr[row + 1])
+            values = chunk.data[span]
+            above = values > 0
+            if above.any():
+                edges = np.percentile(values[above], np.linspace(0, 100, self.num_bins + 1))
+                values[above] = np.clip(np.digitize(values[above], edges), 1, self.num_bins)
+        return chunk
+
+    @property
+    def n_values(self) -> int | None:
+        """How many different values come out, zero included."""
+        if self.num_bins is None:
+            return None
+        return self.num_bins if self.binning_method == "int_cast" else self.num_bins + 1
+
+
+def row_sums(chunk: sparse.csr_matrix) -> np.ndarray:
+    """float32 (cells,): total value of each cell."""
+    return np.asarray(chunk.sum(axis=1), dtype=np.float32).ravel()
+
+
+def row_counts(chunk: sparse.csr_matrix) -> np.ndarray:
+    """int64 (cells,): number of values above zero of each cell."""
+    positive = np.concatenate([[0], np.cumsum(chunk.data > 0)])
+    return positive[chunk.indptr[1:]] - positive[chunk.indptr[:-1]]
+
+
+def _only(chunk: sparse.csr_matrix, genes: np.ndarray) -> sparse.csr_matrix:
+    """The chunk with the values of other genes set to zero."""
+    return sparse.csr_matrix(
+        (np.where(genes[chunk.indices], chunk.data, 0), chunk.indices, chunk.indptr), shape=chunk.shape
+    )
+
+
+STEPS: dict[str, type[Step]] = {
+    "RenameGenesTransform": RenameGenes,
+    "KeepGenesTransform": KeepGenes,
+    "FilterCellsTransform": FilterCells,
+    "FilterGenesTransform": FilterGenes,
+    "QcMetricsTransform": QcMetrics,
+    "NormalizeTotalTransform": NormalizeTotal,
+    "LogTransform": Log,
+    "ScaleCountsTransform": ScaleCounts,
+    "BinTransform": Bin,
+}

@@ -1,0 +1,20 @@
+"""The hot path: rows of a cell store -> one model batch. Needs torch, numpy and numba only."""
+
+from importlib import import_module
+
+_EXPORTS = {
+    "BatchBuilder": "bmfm_pipeline.batching.builder",
+    "BatchingConfig": "bmfm_pipeline.batching.builder",
+    "CellDataset": "bmfm_pipeline.batching.loading",
+    "EpochBatchSampler": "bmfm_pipeline.batching.loading",
+    "FieldSpec": "bmfm_pipeline.batching.builder",
+    "choose_rows": "bmfm_pipeline.batching.loading",
+    "make_loader": "bmfm_pipeline.batching.loading",
+}
+__all__ = list(_EXPORTS)
+
+
+def __getattr__(name: str):
+    if name in _EXPORTS:
+        return getattr(import_module(_EXPORTS[name]), name)
+    raise AttributeError(f"module 'bmfm_pipeline.batching' has no attribute {name!r}")

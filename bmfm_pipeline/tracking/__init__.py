@@ -1,0 +1,21 @@
+"""MLflow: one parent run a pipeline and a child per stage, batched writes, nothing lost when the store cannot be reached.
+
+The only room that imports mlflow, and only when a run is written: importing this package is cheap.
+"""
+
+from bmfm_pipeline.tracking.locations import run_url, tracking_uri
+from bmfm_pipeline.tracking.redaction import redact, redact_text
+from bmfm_pipeline.tracking.revision import git_revision
+from bmfm_pipeline.tracking.runs import EXPERIMENT, StageTracker
+from bmfm_pipeline.tracking.spool import replay_spool
+
+__all__ = [
+    "EXPERIMENT",
+    "StageTracker",
+    "git_revision",
+    "redact",
+    "redact_text",
+    "replay_spool",
+    "run_url",
+    "tracking_uri",
+]

@@ -6,9 +6,8 @@ _HOMES = {
     "CellSource": "bmfm_pipeline.data.sources.h5ad",
     "open_source": "bmfm_pipeline.data.sources.h5ad",
     "check_source": "bmfm_pipeline.data.sources.checks",
-    "check_genes": "bmfm_pipeline.data.sources.gene_checks",
 }
-__all__ = ["CellSource", "check_genes", "check_source", "open_source"]
+__all__ = ["CellSource", "check_source", "open_source"]
 
 
 def __getattr__(name: str):

@@ -71,7 +71,9 @@ class CellSource:
         if isinstance(node, h5py.Group):
             kind = node.attrs.get("encoding-type") or f"{_text(node.attrs.get('h5sparse_format', ''))}_matrix"
             if kind not in ("csr_matrix", "csc_matrix"):
-                raise DataError(f"{self.path}: {self.matrix_name} is stored as '{kind}'; CSR, CSC and dense matrices are read")
+                raise DataError(
+                    f"{self.path}: {self.matrix_name} is stored as '{kind}'; CSR, CSC and dense matrices are read"
+                )
             self.encoding = kind[:3]
             shape = node.attrs.get("shape", node.attrs.get("h5sparse_shape"))
             self.n_stored = int(node["data"].shape[0])
@@ -85,7 +87,9 @@ class CellSource:
                 f"{self.path}: {self.matrix_name} has {self._n_columns} columns but {self._var_group} has {len(self._column_names)} names"
             )
         if len(self.obs_names) != self.n_cells:
-            raise DataError(f"{self.path}: {self.matrix_name} has {self.n_cells} rows but obs has {len(self.obs_names)} names")
+            raise DataError(
+                f"{self.path}: {self.matrix_name} has {self.n_cells} rows but obs has {len(self.obs_names)} names"
+            )
 
     def _find_matrix(self) -> str:
         if self.layer is None:
@@ -96,7 +100,9 @@ class CellSource:
             return "raw/X"
         if self.layer not in self.layers:
             also = " and 'raw'" if self.has_raw else ""
-            raise DataError(f"{self.path}: has no layer '{self.layer}'; layers: {', '.join(self.layers) or 'none'}{also}")
+            raise DataError(
+                f"{self.path}: has no layer '{self.layer}'; layers: {', '.join(self.layers) or 'none'}{also}"
+            )
         return f"layers/{self.layer}"
 
     @cached_property
@@ -167,10 +173,19 @@ class CellSource:
             target[repeated] = -1
         return target, first
 
+    @cached_property
+    def var_names(self) -> list[str]:
+        """Gene names of the columns as they are read (after merging duplicates)."""
+        return (self._column_names if self._merged is None else self._column_names[self._merged[1]]).tolist()
+
     @property
-    def var_names(self) -> np.ndarray:
-        """Gene names of the columns as they are read, object array of str."""
-        return self._column_names if self._merged is None else self._column_names[self._merged[1]]
+    def where(self) -> str:
+        """The matrix as it is called in messages: X, layers/NAME or raw/X."""
+        return self.matrix_name
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.n_cells, self.n_genes
 
     @property
     def n_genes(self) -> int:

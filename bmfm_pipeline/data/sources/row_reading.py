@@ -17,7 +17,9 @@ def read_rows(source, node, rows_per_chunk: int | None) -> Iterator[tuple[int, "
         yield from _csc(source, node, rows_per_chunk)
 
 
-def row_blocks(indptr: np.ndarray, values_per_block: int, rows_per_block: int | None = None) -> Iterator[tuple[int, int]]:
+def row_blocks(
+    indptr: np.ndarray, values_per_block: int, rows_per_block: int | None = None
+) -> Iterator[tuple[int, int]]:
     """Consecutive row ranges with at most `values_per_block` stored values each (more where a single row has more)."""
     n_rows = len(indptr) - 1
     start = 0
@@ -47,7 +49,12 @@ def _dense(source, node, rows_per_chunk: int | None) -> Iterator[tuple[int, "obj
 
 def _checked_indptr(source, node, length: int) -> np.ndarray:
     indptr = node["indptr"][:].astype(np.int64)
-    if len(indptr) != length + 1 or indptr[0] != 0 or (np.diff(indptr) < 0).any() or indptr[-1] != node["data"].shape[0]:
+    if (
+        len(indptr) != length + 1
+        or indptr[0] != 0
+        or (np.diff(indptr) < 0).any()
+        or indptr[-1] != node["data"].shape[0]
+    ):
         raise DataError(
             f"{source.path}: {source.matrix_name} is damaged: its indptr does not fit its shape {source.n_cells} x {source._n_columns} "
             f"and its {node['data'].shape[0]} values; write the file again"
@@ -57,7 +64,9 @@ def _checked_indptr(source, node, length: int) -> np.ndarray:
 
 def _check_indices(source, indices: np.ndarray, length: int) -> None:
     if len(indices) and (indices.min() < 0 or indices.max() >= length):
-        raise DataError(f"{source.path}: {source.matrix_name} is damaged: an index lies outside 0..{length - 1}; write the file again")
+        raise DataError(
+            f"{source.path}: {source.matrix_name} is damaged: an index lies outside 0..{length - 1}; write the file again"
+        )
 
 
 def _csr(source, node, rows_per_chunk: int | None) -> Iterator[tuple[int, "object"]]:

@@ -7,7 +7,8 @@ import numpy as np
 
 from bmfm_pipeline.errors import DataError
 
-# The stored values are log1p of counts scaled per cell; dividing by a cell's smallest value gives whole numbers within 0.003.
+# The stored values are log1p of counts scaled per cell, rounded to three decimals: divided by a cell's smallest value they are
+# whole numbers up to an error that grows with the count. The bound is relative to the count (the packaged file reaches 0.003).
 TOLERANCE = 0.01
 
 
@@ -29,7 +30,7 @@ def build(path: str | Path) -> Path:
     import pandas as pd
     from scipy import sparse
 
-    from bmfm_pipeline.data.processed import write_h5ad
+    from bmfm_pipeline.data.processed import ProcessedWriter
 
     with h5py.File(packaged_file(), "r") as file:
         raw, obs, uns = file["raw.X"], file["obs"][:], file["uns"]
@@ -42,8 +43,9 @@ def build(path: str | Path) -> Path:
         {"celltype": pd.Categorical.from_codes(obs["bulk_labels"], categories=list(names))},
         index=pd.Index([name.decode() for name in obs["index"]], name="cell"),
     )
-    var = pd.DataFrame(index=pd.Index(genes, name="gene"))
-    write_h5ad(path, counts, obs=table, var=var)
+    with ProcessedWriter(Path(path), table, genes, counts.shape) as writer:
+        writer.matrix("X", np.diff(counts.indptr), counts.dtype)
+        writer.fill("X", counts)
     return Path(path)
 
 
@@ -56,8 +58,11 @@ def _counts(scaled):
     smallest = np.minimum.reduceat(values, starts)
     ratios = values / np.repeat(smallest, np.diff(scaled.indptr))
     counts = np.rint(ratios)
-    if (distance := np.abs(ratios - counts).max()) > TOLERANCE:
-        raise DataError(f"{packaged_file()}: values are up to {distance:.3f} from whole counts; expected scanpy's packaged cells")
+    if (distance := (np.abs(ratios - counts) / counts).max()) > TOLERANCE:
+        raise DataError(
+            f"{packaged_file()}: values are up to {distance:.1%} from whole counts (at most {TOLERANCE:.0%} expected); "
+            "this scanpy ships other cells than the ones described"
+        )
     result = scaled.copy()
     result.data = counts.astype(np.float32)
     return result

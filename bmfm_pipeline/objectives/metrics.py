@@ -18,14 +18,27 @@ from bmfm_pipeline.objectives.tasks import LossTask
 
 # Above this many classes only counts per class are kept, not the confusion matrix: accuracy, no macro averages.
 LARGEST_MATRIX = 512
-CATEGORICAL = ("accuracy", "f1", "precision", "recall", "mcc", "perplexity", "confusion_matrix")
-NUMERIC = ("mse", "mae", "pcc", "nonzero_confusion_matrix")
+# The metrics that can be kept as sums.
+RUNNING = (
+    "accuracy",
+    "f1",
+    "precision",
+    "recall",
+    "mcc",
+    "perplexity",
+    "confusion_matrix",
+    "mse",
+    "mae",
+    "pcc",
+    "nonzero_confusion_matrix",
+)
 
 
 class RunningMetrics:
     """Metrics per metric key of some objectives: `update` per batch, `compute` at the end, `reset` for the next pass.
 
-    `states` maps names to float64 tensors that may be all-reduced (summed) before `compute`.
+    `states` maps names to float64 tensors that may be all-reduced (summed) before `compute`. Every process then has the same names as
+    long as each saw at least one batch. `left_out` lists metrics that were asked for and cannot be kept as sums.
     """
 
     def __init__(self, objectives: Objectives):
@@ -35,6 +48,10 @@ class RunningMetrics:
         for task in objectives.tasks:
             names = self.asked.setdefault(task.metric_key, {})
             names.update({metric["name"]: metric for metric in task.metrics})
+        # Metrics that need every score (auc, auprc) are made from stored predictions; they are named here, not dropped silently.
+        self.left_out = sorted(
+            {f"{key}_{name}" for key, names in self.asked.items() for name in names if name not in RUNNING}
+        )
 
     def reset(self) -> None:
         self.states = {}

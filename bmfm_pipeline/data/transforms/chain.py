@@ -2,6 +2,7 @@
 
 import difflib
 import itertools
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,7 +14,10 @@ from scipy import sparse
 
 from bmfm_pipeline.config.strict import readable
 from bmfm_pipeline.data.processed import ProcessedWriter, smallest_integer
-from bmfm_pipeline.data.transforms.steps import STEPS, Bin, Step
+from bmfm_pipeline.data.transforms.binning import Bin
+from bmfm_pipeline.data.transforms.gene_steps import HighlyVariableGenes
+from bmfm_pipeline.data.transforms.registry import STEPS
+from bmfm_pipeline.data.transforms.steps import Log, NormalizeTotal, Step
 from bmfm_pipeline.errors import ConfigError, DataError
 
 
@@ -34,6 +38,8 @@ class TransformReport:
     steps: list[StepCount] = field(default_factory=list)
     dropped_cells: dict[str, int] = field(default_factory=dict)
     dropped_examples: dict[str, list[str]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    seconds: float = 0.0
 
     @property
     def share_of_counts(self) -> float:
@@ -56,6 +62,12 @@ def build_chain(steps: Iterable[dict[str, Any]]) -> "Chain":
             built.append((name, STEPS[name].model_validate(dict(entry.get("transform_args") or {}))))
         except ValidationError as error:
             raise readable(error, f"transforms.{index} ({name})") from None
+    base = None
+    for _, step in built:
+        if isinstance(step, Log):
+            base = step.base
+        elif isinstance(step, HighlyVariableGenes) and step.log_base is None:
+            step.log_base = base
     return Chain(built)
 
 
@@ -71,6 +83,11 @@ class Chain:
         bins = [step for _, step in self.steps if isinstance(step, Bin)]
         return bins[-1].n_values if bins else None
 
+    @property
+    def needs_counts(self) -> bool:
+        """Whether the values must be raw counts: a step normalises them by the cell's total."""
+        return any(isinstance(step, NormalizeTotal) for _, step in self.steps)
+
     def _prepared(self, upto: int, names: list[str]) -> list[tuple[Step, list[str], np.ndarray | None, list[str]]]:
         """For each of the first `upto` steps: (step, gene names it sees, genes that stay, names after it)."""
         prepared = []
@@ -81,7 +98,12 @@ class Chain:
         return prepared
 
     def _stream(
-        self, source, upto: int, rows: np.ndarray | None = None, counter: list[StepCount] | None = None
+        self,
+        source,
+        upto: int,
+        rows: np.ndarray | None = None,
+        counter: list[StepCount] | None = None,
+        obs_columns: dict[str, np.ndarray] | None = None,
     ) -> Iterator[tuple]:
         """(row numbers, values, counts, names) of each chunk after the first `upto` steps; of `rows` only when given."""
         prepared = self._prepared(upto, source.var_names)
@@ -99,7 +121,10 @@ class Chain:
                 stays = step.keep_cells(values, seen)
                 if stays is not None and not stays.all():
                     values, counts, numbers = values[stays], counts[stays], numbers[stays]
-                values = step.values(values)
+                if obs_columns is not None:
+                    for column, added in step.obs_columns(values, seen).items():
+                        obs_columns.setdefault(column, np.full(source.n_cells, np.nan))[numbers] = added
+                values = step.values(values, seen)
                 if keep is not None:
                     values, counts = values[:, keep], counts[:, keep]
                 if counter is not None:
@@ -129,45 +154,55 @@ class Chain:
         out_path: Path,
         obs_extra: dict[str, np.ndarray],
         keep_counts: bool = True,
+        keep_empty: bool = False,
     ) -> TransformReport:
-        """Fit on `rows`, then write `out_path`: two passes, count and fill.
+        """Fit on `rows` (numbers of source rows, None: all), then write `out_path`: two passes, count and fill.
 
-        `obs_extra` are columns to add to obs, one value per source row. Cells without any value left are dropped and counted.
-        Raises DataError when nothing is left.
+        `obs_extra` are columns to add to obs, one value per source row. Cells without any value left are dropped and counted,
+        unless `keep_empty`. `keep_counts` stores the source's values of the kept cells and genes as layers["counts"]; values
+        that are no whole numbers are left out and noted. Raises DataError when nothing is left.
         """
+        began = time.perf_counter()
         self.fit(source, rows)
+        added: dict[str, np.ndarray] = {}
         counter = [
             StepCount("input"),
             *(StepCount(_title(name, step)) for name, step in self.steps),
-            StepCount("drop cells without values"),
+            *([] if keep_empty else [StepCount("drop cells without values")]),
         ]
         kept, lengths, count_lengths = [], [], []
         peak, count_peak, whole = 0.0, 0.0, True
+        notes: list[str] = []
         names = source.var_names
-        for numbers, values, counts, names in self._stream(source, len(self.steps), counter=counter):
+        for numbers, values, counts, names in self._stream(source, len(self.steps), counter=counter, obs_columns=added):
             values.eliminate_zeros()
-            stays = np.diff(values.indptr) > 0
-            values, counts, numbers = values[stays], counts[stays], numbers[stays]
-            _add(counter[-1], counts, len(names))
+            if not keep_empty:
+                stays = np.diff(values.indptr) > 0
+                values, counts, numbers = values[stays], counts[stays], numbers[stays]
+                _add(counter[-1], counts, len(names))
             kept.append(numbers)
             lengths.append(np.diff(values.indptr))
             if values.nnz:
                 peak = max(peak, float(values.data.max()))
                 whole = whole and bool((values.data == np.rint(values.data)).all() and values.data.min() >= 0)
             if keep_counts:
-                counts = counts.copy()
-                counts.eliminate_zeros()
+                keep_counts = bool((counts.data == np.rint(counts.data)).all() and (counts.data >= 0).all())
                 count_lengths.append(np.diff(counts.indptr))
                 count_peak = max(count_peak, float(counts.data.max()) if counts.nnz else 0.0)
+                if not keep_counts:
+                    notes.append(f"{source.where} holds values that are no counts, so layers['counts'] was left out")
         rows_kept = np.concatenate(kept) if kept else np.array([], dtype=np.int64)
         report = _report(counter, source, rows_kept)
+        report.notes += notes
+        if source.unused:
+            report.notes.append(f"not carried over from the input: {', '.join(source.unused)}")
         if not len(rows_kept) or not names:
             lines = "; ".join(f"{entry.step}: {entry.cells} cells, {entry.genes} genes" for entry in counter)
             raise DataError(
                 f"{source.path}: no cell is left after the transforms ({lines}); loosen the filter that removed them"
             )
         obs = source.obs.iloc[rows_kept].copy()
-        for name, column in obs_extra.items():
+        for name, column in [*added.items(), *obs_extra.items()]:
             obs[name] = np.asarray(column)[rows_kept]
         with ProcessedWriter(out_path, obs, names, (len(rows_kept), len(names))) as writer:
             writer.matrix("X", np.concatenate(lengths), smallest_integer(peak) if whole else np.dtype(np.float32))
@@ -175,21 +210,20 @@ class Chain:
                 writer.matrix("layers/counts", np.concatenate(count_lengths), smallest_integer(count_peak))
             for _, values, counts, _ in self._stream(source, len(self.steps)):
                 values.eliminate_zeros()
-                stays = np.diff(values.indptr) > 0
-                writer.fill("X", values[stays])
+                if not keep_empty:
+                    stays = np.diff(values.indptr) > 0
+                    values, counts = values[stays], counts[stays]
+                writer.fill("X", values)
                 if keep_counts:
-                    counts = counts[stays].copy()
-                    counts.eliminate_zeros()
                     writer.fill("layers/counts", counts)
+        report.seconds = time.perf_counter() - began
         return report
 
     def apply(self, cells: sparse.csr_matrix, names: list[str]) -> tuple[sparse.csr_matrix, list[str]]:
         """Gene mapping and fitted value transforms for new cells (CSR float32), without any row filter: every cell keeps its row."""
         values = cells.copy()
         for _, step in self.steps:
-            if not step.filters_cells:
-                step.keep_cells(values, names)
-                values = step.values(values)
+            values = step.values(values, names)
             after, keep = step.genes(names)
             if keep is not None:
                 values = values[:, keep]

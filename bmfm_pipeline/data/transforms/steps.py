@@ -3,7 +3,7 @@
 Chunks are scipy CSR float32, cells x genes. Arithmetic follows scanpy's in float32, so that binned values agree exactly.
 """
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -23,9 +23,13 @@ class Step(Section):
         """New gene names and, when genes are dropped or reordered, the positions that stay (of the old ones)."""
         return names, None
 
-    def values(self, chunk: sparse.csr_matrix) -> sparse.csr_matrix:
+    def values(self, chunk: sparse.csr_matrix, names: list[str]) -> sparse.csr_matrix:
         """New values of the same cells and genes; may change `chunk.data` in place."""
         return chunk
+
+    def obs_columns(self, chunk: sparse.csr_matrix, names: list[str]) -> dict[str, np.ndarray]:
+        """Columns (cells of the chunk,) that this step adds to obs."""
+        return {}
 
     def keep_cells(self, chunk: sparse.csr_matrix, names: list[str]) -> np.ndarray | None:
         """Boolean mask (cells of the chunk,) of the cells that stay."""
@@ -239,13 +243,12 @@ class NormalizeTotal(Step):
             self.target_ = float(np.median(totals))
         self.totals_, self.mask_ = [], None
 
-    def keep_cells(self, chunk: sparse.csr_matrix, names: list[str]) -> None:
-        if self.high_ is not None:  # remembered here because values() does not see names
+    def values(self, chunk: sparse.csr_matrix, names: list[str]) -> sparse.csr_matrix:
+        if self.high_:
             high = set(self.high_)
-            self.mask_ = np.array([name not in high for name in names])
-
-    def values(self, chunk: sparse.csr_matrix) -> sparse.csr_matrix:
-        totals = row_sums(chunk if self.mask_ is None else _only(chunk, self.mask_))
+            totals = row_sums(_only(chunk, np.array([name not in high for name in names])))
+        else:
+            totals = row_sums(chunk)
         factor = (totals / np.float32(self.target_sum or self.target_ or 1)).astype(np.float32)
         factor[factor == 0] = 1
         chunk.data = chunk.data / np.repeat(factor, np.diff(chunk.indptr))
@@ -259,17 +262,22 @@ class NormalizeTotal(Step):
 
 
 class Log(Step):
-    """log(1 + x) to `base` (null: e)."""
+    """log(1 + x) to `base` (null: e). Without `add_one` log(x + 1e-6), clipped at 0: values up to 1 become 0.
+
+    `chunked` and `chunk_size` are accepted and have no effect: rows always come in chunks.
+    """
 
     base: float | None = Field(None, gt=1)
     chunked: bool | None = None
     chunk_size: int | None = None
-    add_one: Literal[True] = True
+    add_one: bool = True
 
-    def values(self, chunk: sparse.csr_matrix) -> sparse.csr_matrix:
-        chunk.data = np.log1p(chunk.data)
+    def values(self, chunk: sparse.csr_matrix, names: list[str]) -> sparse.csr_matrix:
+        chunk.data = np.log1p(chunk.data if self.add_one else chunk.data - np.float32(0.999999))
         if self.base is not None:
             chunk.data /= np.float32(np.log(self.base))
+        if not self.add_one:
+            np.maximum(chunk.data, 0, out=chunk.data)
         return chunk
 
 
@@ -278,43 +286,9 @@ class ScaleCounts(Step):
 
     scale_factor: float
 
-    def values(self, chunk: sparse.csr_matrix) -> sparse.csr_matrix:
+    def values(self, chunk: sparse.csr_matrix, names: list[str]) -> sparse.csr_matrix:
         chunk.data = chunk.data * np.float32(self.scale_factor)
         return chunk
-
-
-class Bin(Step):
-    """Whole values from 0: int_cast rounds up and clips at num_bins - 1; percentile bins the values above zero of each cell by rank."""
-
-    num_bins: int | None = Field(None, gt=1)
-    binning_method: Literal["int_cast", "percentile"] = "percentile"
-
-    @model_validator(mode="after")
-    def _needs_bins(self) -> "Bin":
-        if self.binning_method == "percentile" and self.num_bins is None:
-            raise ValueError("num_bins is needed for binning_method percentile")
-        return self
-
-    def values(self, chunk: sparse.csr_matrix) -> sparse.csr_matrix:
-        if self.binning_method == "int_cast":
-            binned = np.ceil(chunk.data)
-            chunk.data = np.minimum(binned, self.num_bins - 1) if self.num_bins else binned
-            return chunk
-        for row in range(chunk.shape[0]):
-            span = slice(chunk.indptr[row], chunk.indptr[row + 1])
-            values = chunk.data[span]
-            above = values > 0
-            if above.any():
-                edges = np.percentile(values[above], np.linspace(0, 100, self.num_bins + 1))
-                values[above] = np.clip(np.digitize(values[above], edges), 1, self.num_bins)
-        return chunk
-
-    @property
-    def n_values(self) -> int | None:
-        """How many different values come out, zero included."""
-        if self.num_bins is None:
-            return None
-        return self.num_bins if self.binning_method == "int_cast" else self.num_bins + 1
 
 
 def row_sums(chunk: sparse.csr_matrix) -> np.ndarray:
@@ -333,16 +307,3 @@ def _only(chunk: sparse.csr_matrix, genes: np.ndarray) -> sparse.csr_matrix:
     return sparse.csr_matrix(
         (np.where(genes[chunk.indices], chunk.data, 0), chunk.indices, chunk.indptr), shape=chunk.shape
     )
-
-
-STEPS: dict[str, type[Step]] = {
-    "RenameGenesTransform": RenameGenes,
-    "KeepGenesTransform": KeepGenes,
-    "FilterCellsTransform": FilterCells,
-    "FilterGenesTransform": FilterGenes,
-    "QcMetricsTransform": QcMetrics,
-    "NormalizeTotalTransform": NormalizeTotal,
-    "LogTransform": Log,
-    "ScaleCountsTransform": ScaleCounts,
-    "BinTransform": Bin,
-}

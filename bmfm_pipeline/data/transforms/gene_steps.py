@@ -1,0 +1,237 @@
+"""Steps about particular genes: a tokenizer's genes, medians per gene, genes set to an extreme or moved to the labels, variable genes."""
+
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field, field_validator, model_validator
+from scipy import sparse
+
+from bmfm_pipeline.data.transforms.steps import KeepGenes, Step
+from bmfm_pipeline.errors import ConfigError, DataError
+
+
+class KeepVocabGenes(Step):
+    """Keep the genes that the tokenizer folder `vocab_identifier` knows, in the order of the data."""
+
+    vocab_identifier: str
+    genes_: list[str] | None = Field(None, exclude=True)
+
+    def _known(self) -> set[str]:
+        if self.genes_ is None:
+            from bmfm_pipeline.vocabulary import MultiFieldVocabulary
+
+            fields = MultiFieldVocabulary.load(self.vocab_identifier)
+            if "genes" not in fields:
+                raise DataError(
+                    f"KeepVocabGenesTransform: {self.vocab_identifier} has no tokenizer of genes (it has {', '.join(fields)})"
+                )
+            self.genes_ = fields["genes"].tokens[fields["genes"].n_special :]
+        return set(self.genes_)
+
+    def genes(self, names: list[str]) -> tuple[list[str], np.ndarray | None]:
+        known = self._known()
+        keep = np.array([index for index, name in enumerate(names) if name in known], dtype=np.int64)
+        if not len(keep):
+            raise DataError(
+                f"KeepVocabGenesTransform: {self.vocab_identifier} knows none of the {len(names)} genes, e.g. {', '.join(names[:5])}; "
+                "rename them to the tokenizer's gene symbols first (RenameGenesTransform with gene_map)"
+            )
+        return [names[index] for index in keep], keep
+
+    def fitted(self) -> dict[str, Any]:
+        return {"genes": self.genes_}
+
+    def restore(self, fitted: dict[str, Any]) -> None:
+        self.genes_ = fitted.get("genes")
+
+
+class MedianNormalize(Step):
+    """Divide each gene's values by its median: `median_dict`, or a JSON file {gene: median}."""
+
+    median_dict: dict[str, float] | None = None
+    path_to_median_data: str | None = None
+
+    @model_validator(mode="after")
+    def _one_table(self) -> "MedianNormalize":
+        if (self.median_dict is None) == (self.path_to_median_data is None):
+            raise ValueError("give exactly one of median_dict and path_to_median_data")
+        if self.path_to_median_data is not None:
+            path = Path(self.path_to_median_data)
+            if path.suffix != ".json":
+                raise ValueError(
+                    f"path_to_median_data must be a JSON file of {{gene: median}}, found {path.name}; pickles are not opened"
+                )
+            from bmfm_pipeline.storage import read_json
+
+            if not path.exists():
+                raise ValueError(f"path_to_median_data: {path} does not exist")
+            self.median_dict, self.path_to_median_data = read_json(path), None
+        if wrong := [gene for gene, median in self.median_dict.items() if not median > 0]:
+            raise ValueError(f"medians must be above 0; {wrong[0]} has {self.median_dict[wrong[0]]}")
+        return self
+
+    def values(self, chunk: sparse.csr_matrix, names: list[str]) -> sparse.csr_matrix:
+        if missing := [name for name in names if name not in self.median_dict]:
+            raise DataError(
+                f"MedianNormalizeTransform: no median for {len(missing)} of {len(names)} genes, e.g. {', '.join(missing[:5])}; "
+                "add them, or keep only genes that have one with KeepGenesTransform"
+            )
+        medians = np.array([self.median_dict[name] for name in names])
+        chunk.data = (chunk.data / medians[chunk.indices]).astype(np.float32)
+        return chunk
+
+
+class ChangeExpressionLevel(Step):
+    """Set a gene in all cells to the largest ("positive") or smallest ("negative") value it has in the cells to fit on."""
+
+    needs_pass: ClassVar[bool] = True
+    gene_perturbations: dict[str, Literal["positive", "negative"]]
+    levels_: dict[str, float] | None = Field(None, exclude=True)
+
+    def observe(self, chunk: sparse.csr_matrix, names: list[str]) -> None:
+        self.levels_ = self.levels_ or {}
+        for gene, column in _columns(self.gene_perturbations, names, "ChangeExpressionLevelTransform").items():
+            values = chunk[:, [column]].toarray().ravel()
+            best = np.max if self.gene_perturbations[gene] == "positive" else np.min
+            if len(values):
+                self.levels_[gene] = float(best([best(values), self.levels_.get(gene, best(values))]))
+
+    def values(self, chunk: sparse.csr_matrix, names: list[str]) -> sparse.csr_matrix:
+        columns = _columns(self.gene_perturbations, names, "ChangeExpressionLevelTransform")
+        levels = np.zeros(len(names), dtype=np.float32)
+        levels[list(columns.values())] = [(self.levels_ or {}).get(gene, 0) for gene in columns]
+        others = np.ones(len(names), dtype=bool)
+        others[list(columns.values())] = False
+        rest = sparse.csr_matrix((chunk.data * others[chunk.indices], chunk.indices, chunk.indptr), shape=chunk.shape)
+        set_to = sparse.csr_matrix(np.broadcast_to(levels, (1, len(names))))
+        changed = (rest + sparse.vstack([set_to] * chunk.shape[0], format="csr")).tocsr() if chunk.shape[0] else rest
+        changed.eliminate_zeros()
+        changed.sort_indices()
+        return changed
+
+    def fitted(self) -> dict[str, Any]:
+        return {"levels": self.levels_}
+
+    def restore(self, fitted: dict[str, Any]) -> None:
+        self.levels_ = fitted.get("levels")
+
+
+class MoveExpressionsToLabels(Step):
+    """Move the values of these genes into obs columns of their names; they are no genes any more."""
+
+    regression_label_columns: list[str] = Field(min_length=1)
+
+    def obs_columns(self, chunk: sparse.csr_matrix, names: list[str]) -> dict[str, np.ndarray]:
+        found = _columns(self.regression_label_columns, names, "MoveExpressionsToLabels")
+        return {gene: chunk[:, [column]].toarray().ravel() for gene, column in found.items()}
+
+    def genes(self, names: list[str]) -> tuple[list[str], np.ndarray | None]:
+        moved = set(self.regression_label_columns)
+        keep = np.array([index for index, name in enumerate(names) if name not in moved], dtype=np.int64)
+        return [names[index] for index in keep], None if len(keep) == len(names) else keep
+
+
+class KeepExplanatoryAndTargetGenes(KeepGenes):
+    """Keep the genes listed in the file `explanatory_gene_set` (one a line, or a list) and those that are regression labels."""
+
+    explanatory_gene_set: list[str] | str
+    regression_label_columns: list[str]
+
+    def genes(self, names: list[str]) -> tuple[list[str], np.ndarray | None]:
+        listed, _ = KeepGenes(genes_to_keep=self.explanatory_gene_set).genes(names)
+        wanted = {*listed, *_columns(self.regression_label_columns, names, "KeepExplanatoryAndTargetGenesTransform")}
+        return KeepGenes(genes_to_keep=[name for name in names if name in wanted]).genes(names)
+
+
+class HighlyVariableGenes(Step):
+    """Keep the genes that scanpy finds highly variable among the cells to fit on.
+
+    Those cells are held in memory for this step alone (scanpy needs them together); `log_base` is that of the log step before it.
+    """
+
+    needs_pass: ClassVar[bool] = True
+    n_top_genes: int | None = Field(None, gt=0)
+    min_disp: float = 0.5
+    max_disp: float = float("inf")
+    min_mean: float = 0.0125
+    max_mean: float = 3
+    span: float = 0.3
+    n_bins: int = 20
+    flavor: Literal["seurat", "cell_ranger", "seurat_v3", "seurat_v3_paper"] = "seurat"
+    subset: bool = True
+    batch_key: str | None = None
+    log_base: float | None = None
+    kept_: list[str] | None = Field(None, exclude=True)
+    chunks_: list[Any] = Field(default_factory=list, exclude=True)
+
+    @field_validator("subset")
+    @classmethod
+    def _must_subset(cls, value: bool) -> bool:
+        if not value:
+            raise ValueError(
+                "subset=false would mark genes and change nothing; remove the step, or leave subset at true"
+            )
+        return value
+
+    @field_validator("batch_key")
+    @classmethod
+    def _no_batches(cls, value: str | None) -> str | None:
+        if value is not None:
+            raise ValueError("variable genes are chosen over all training cells; leave batch_key unset")
+        return value
+
+    def observe(self, chunk: sparse.csr_matrix, names: list[str]) -> None:
+        self.chunks_.append(chunk)
+
+    def finish(self, names: list[str]) -> None:
+        import anndata
+        import pandas as pd
+        import scanpy
+
+        if not sum(chunk.shape[0] for chunk in self.chunks_):
+            raise DataError(
+                "HighlyVariableGenesTransform: no training cell is left to choose genes from; loosen the filters before it"
+            )
+        cells = anndata.AnnData(
+            sparse.vstack(self.chunks_, format="csr"),
+            var=pd.DataFrame(index=[str(index) for index in range(len(names))]),
+        )
+        self.chunks_ = []
+        if self.log_base is not None:
+            cells.uns["log1p"] = {"base": self.log_base}
+        settings = self.model_dump(
+            include={"n_top_genes", "min_disp", "max_disp", "min_mean", "max_mean", "span", "n_bins", "flavor"}
+        )
+        try:
+            scanpy.pp.highly_variable_genes(cells, **settings)
+        except ImportError as error:
+            raise ConfigError(
+                f"HighlyVariableGenesTransform: flavor {self.flavor} needs a package that is not installed ({error})"
+            ) from None
+        except ValueError as error:
+            raise DataError(f"HighlyVariableGenesTransform: scanpy could not choose genes ({error})") from None
+        self.kept_ = [name for name, stays in zip(names, cells.var["highly_variable"], strict=True) if stays]
+
+    def genes(self, names: list[str]) -> tuple[list[str], np.ndarray | None]:
+        if self.kept_ is None:
+            return names, None
+        kept = set(self.kept_)
+        keep = np.array([index for index, name in enumerate(names) if name in kept], dtype=np.int64)
+        return [names[index] for index in keep], keep
+
+    def fitted(self) -> dict[str, Any]:
+        return {"kept": self.kept_}
+
+    def restore(self, fitted: dict[str, Any]) -> None:
+        self.kept_ = fitted.get("kept")
+
+
+def _columns(wanted, names: list[str], step: str) -> dict[str, int]:
+    """{gene: column} of the wanted genes; DataError names those the data does not have."""
+    position = {name: index for index, name in enumerate(names)}
+    if missing := [gene for gene in wanted if gene not in position]:
+        raise DataError(
+            f"{step}: the data has no gene {', '.join(missing[:5])}; it has {len(names)} genes, e.g. {', '.join(names[:5])}"
+        )
+    return {gene: position[gene] for gene in wanted}

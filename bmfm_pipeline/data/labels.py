@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from bmfm_pipeline.errors import DataError
@@ -24,7 +25,7 @@ def build_label_dict(obs: pd.DataFrame, label_columns, path: str | Path | None =
     A column that the file at `path` already has keeps its ids. A label of the data that the file does not know is a DataError
     that says how to extend it: silently renumbering would give trained heads another meaning.
     """
-    stored = read_label_dict(path) if path else {}
+    stored = read_label_dict(path) if path and Path(path).exists() else {}
     result: LabelDict = dict(stored)
     for column in label_columns:
         name = column.label_column_name
@@ -44,6 +45,19 @@ def build_label_dict(obs: pd.DataFrame, label_columns, path: str | Path | None =
                 f"To keep the present ids and add these, append to its label_values: {lines}. To start anew, name another file"
             )
     return result
+
+
+def labels_unseen_in_training(obs: pd.DataFrame, split: pd.Series, columns: list[str]) -> dict[str, dict[str, int]]:
+    """{column: {class: cells}} of classes that dev or test cells have and no training cell has: no model can learn them."""
+    in_train = np.asarray(split) == "train"
+    found: dict[str, dict[str, int]] = {}
+    for column in columns:
+        values = obs[column]
+        elsewhere = values[~in_train].dropna().astype(str).value_counts()
+        learned = set(values[in_train].dropna().astype(str))
+        if missing := {name: int(count) for name, count in elsewhere.items() if name not in learned and count}:
+            found[column] = missing
+    return found
 
 
 def read_label_dict(path: str | Path) -> LabelDict:

@@ -6,9 +6,11 @@ import numpy as np
 import pandas as pd
 
 from bmfm_pipeline.errors import DataError
-from bmfm_pipeline.storage import hash_bytes, read_json, write_json_atomic
+from bmfm_pipeline.storage import hash_bytes, read_json, write_json_atomic, write_text_atomic
 
 SPLITS = ("train", "dev", "test")
+# Cells a class needs so that train, dev and test can each have one.
+FEWEST = 3
 
 
 def split_column(stratify: str | None, column: str | None = None) -> str:
@@ -21,11 +23,12 @@ def make_split(
 ) -> pd.Series:
     """'train', 'dev' or 'test' for each row of `obs`.
 
-    An existing `column` is taken as it is. Stratified: scikit-learn's StratifiedShuffleSplit, test first, then dev out of the
-    rest. Random: an independent draw per cell from numpy's default_rng(seed). Raises DataError naming classes that are too small.
+    `weights` are the shares of the three, a mapping or the config's section. An existing `column` is taken as it is. Stratified: scikit-learn's StratifiedShuffleSplit, test first, then dev out of the
+    rest; cells without a label are a class of their own, or stay in train when there are only one or two. Random: an independent draw per cell from numpy's default_rng(seed). Raises DataError naming classes that are too small.
     """
     if column is not None:
         return _from_column(obs, column)
+    weights = _shares(weights)
     if stratify is None:
         drawn = np.random.default_rng(seed).choice(SPLITS, size=len(obs), p=[weights[name] for name in SPLITS])
         return pd.Series(drawn, index=obs.index, dtype=object)
@@ -45,10 +48,17 @@ def _from_column(obs: pd.DataFrame, column: str) -> pd.Series:
 def _stratified(obs: pd.DataFrame, weights: dict[str, float], label: str, seed: int) -> pd.Series:
     from sklearn.model_selection import StratifiedShuffleSplit
 
+    if label not in obs:
+        raise DataError(f"stratifying label: obs has no column '{label}'; columns: {', '.join(map(str, obs.columns))}")
     classes = obs[label].astype(str).to_numpy()
-    _check_sizes(classes, label, weights)
     assigned = np.full(len(obs), "train", dtype=object)
     rest = np.arange(len(obs))
+    missing = obs[label].isna().to_numpy()
+    if (
+        0 < missing.sum() < FEWEST
+    ):  # a handful of unlabelled cells cannot be spread over three splits: they stay in train
+        rest = rest[~missing]
+    _check_sizes(classes[rest], label, weights)
     for name, share in (("test", weights["test"]), ("dev", weights["dev"] / (weights["dev"] + weights["train"]))):
         if share <= 0:
             continue
@@ -64,6 +74,14 @@ def _stratified(obs: pd.DataFrame, weights: dict[str, float], label: str, seed: 
     return pd.Series(assigned, index=obs.index, dtype=object)
 
 
+def _shares(weights) -> dict[str, float]:
+    """Weights given as a mapping or as the config's section."""
+    shares = dict(weights)
+    if set(shares) != set(SPLITS) or min(shares.values()) < 0 or abs(sum(shares.values()) - 1) > 1e-6:
+        raise DataError(f"split_weights: train, dev and test must be given, none negative, with sum 1; found {shares}")
+    return shares
+
+
 def _check_sizes(classes: np.ndarray, label: str, weights: dict[str, float]) -> None:
     names, counts = np.unique(classes, return_counts=True)
     rounds = sum(weights[name] > 0 for name in ("test", "dev"))
@@ -75,19 +93,21 @@ def _check_sizes(classes: np.ndarray, label: str, weights: dict[str, float]) -> 
         )
 
 
-def write_split(folder: Path, assigned: pd.Series, *, name: str, **made_with) -> dict:
+def write_split(folder: Path, assigned: pd.Series, *, name: str = "split", **made_with) -> dict:
     """Write split.csv (cell, split) and split.json (hash, counts, how it was made); returns the latter."""
     text = "cell,split\n" + "".join(f"{_quoted(cell)},{split}\n" for cell, split in assigned.items())
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "split.csv").write_text(text)
+    write_text_atomic(Path(folder) / "split.csv", text)
     counts = {split: int((assigned == split).sum()) for split in SPLITS}
+    made_with = {
+        key: dict(value) if key == "weights" and value is not None else value for key, value in made_with.items()
+    }
     info = {"hash": hash_bytes(text.encode()), "column": name, "counts": counts, **made_with}
-    write_json_atomic(folder / "split.json", info)
+    write_json_atomic(Path(folder) / "split.json", info)
     return info
 
 
 def _quoted(cell: str) -> str:
-    return '"' + cell.replace('"', '""') + '"' if any(sign in cell for sign in ',"\n') else cell
+    return '"' + cell.replace('"', '""') + '"' if any(sign in cell for sign in ',"\r\n') else cell
 
 
 def read_split(folder: Path) -> pd.Series:

@@ -46,7 +46,11 @@ def _single_cases() -> list:
 
 def _folders(pattern: str) -> list:
     section = _section()
-    return [pytest.param(path, id=path.parent.name) for path in sorted(section.glob(pattern))] if section else [pytest.param(None, id="no-golden")]
+    return (
+        [pytest.param(path, id=path.parent.name) for path in sorted(section.glob(pattern))]
+        if section
+        else [pytest.param(None, id="no-golden")]
+    )
 
 
 def _matrix(stored) -> sparse.csr_matrix:
@@ -78,7 +82,9 @@ def test_every_single_transform(folder, case, golden_dir, tmp_path, request):
     name, description = case
     given = np.load(folder / "input.npz")
     cells = anndata.AnnData(
-        _matrix(given), obs=pd.DataFrame(index=given["obs_names"].astype(str)), var=pd.DataFrame(index=given["var_names"].astype(str))
+        _matrix(given),
+        obs=pd.DataFrame(index=given["obs_names"].astype(str)),
+        var=pd.DataFrame(index=given["var_names"].astype(str)),
     )
     cells.write_h5ad(tmp_path / "input.h5ad")
     steps = json.loads(json.dumps(description["chain"]))
@@ -150,7 +156,9 @@ def test_whole_chains(meta_file, golden_dir, data_dir, tmp_path):
     assert list(matrix.shape) == meta["shape"]
     if "value_histogram" in meta:
         found, counts = np.unique(matrix.data, return_counts=True)
-        assert {str(value): count for value, count in zip(found.tolist(), counts.tolist(), strict=True)} == meta["value_histogram"]
+        assert {str(value): count for value, count in zip(found.tolist(), counts.tolist(), strict=True)} == meta[
+            "value_histogram"
+        ]
     if "split_counts" in meta:
         assert {name: int((splits == name).sum()) for name in meta["split_counts"]} == meta["split_counts"]
     _compare_hashes(meta, matrix, names, store, splits)
@@ -159,7 +167,14 @@ def test_whole_chains(meta_file, golden_dir, data_dir, tmp_path):
         table = pd.read_csv(folder / "obs_split.csv", dtype=str).set_index("cell")
         assert table[column].to_dict() == dict(zip(names, splits, strict=True))
     for entry in dictionaries:
-        columns = [SimpleNamespace(label_column_name=entry["label_name"], is_regression_label=False, is_multilabel=False, silent_label_values=None)]
+        columns = [
+            SimpleNamespace(
+                label_column_name=entry["label_name"],
+                is_regression_label=False,
+                is_multilabel=False,
+                silent_label_values=None,
+            )
+        ]
         assert build_label_dict(store.obs, columns)[entry["label_name"]] == entry["label_values"]
 
 
@@ -167,7 +182,9 @@ def _only_categorical(source, dictionaries) -> str:
     """The label column of a folder that does not name it: the one whose splits the stored hash belongs to."""
     if dictionaries:
         return dictionaries[0]["label_name"]
-    return max((name for name in source.obs if source.obs[name].dtype == "category"), key=lambda name: "type" in name.lower())
+    return max(
+        (name for name in source.obs if source.obs[name].dtype == "category"), key=lambda name: "type" in name.lower()
+    )
 
 
 def _compare_hashes(meta: dict, matrix: sparse.csr_matrix, names, store: CellStore, splits) -> None:
@@ -212,7 +229,9 @@ def test_splits(table, kind, golden_dir, data_dir):
         expected = stored[name].to_numpy()
         if "ERROR" in expected:
             continue
-        split = make_split(obs, weights=weights, stratify=label[0] if label else None, seed=int(seed.removeprefix("seed")))
+        split = make_split(
+            obs, weights=weights, stratify=label[0] if label else None, seed=int(seed.removeprefix("seed"))
+        )
         assert split.index.tolist() == stored.index.tolist()
         assert split.tolist() == expected.tolist(), name
         compared += 1

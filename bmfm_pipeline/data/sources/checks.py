@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from bmfm_pipeline.data.sources.gene_names import looks_transposed
 from bmfm_pipeline.data.sources.h5ad import CellSource, open_source
 from bmfm_pipeline.errors import DataError
 
@@ -28,13 +29,19 @@ def check_source(
     """
     problems: list[str] = []
     if 0 in source.shape:
-        raise DataError(f"{source.path}: {source.where} is empty ({source.n_cells} cells x {source.n_genes} genes)")
+        what = "cells" if source.n_cells == 0 else "genes"
+        raise DataError(
+            f"{source.path}: {source.where} is empty: {source.n_cells} cells x {source.n_genes} genes, no {what}; "
+            "check the step that wrote the file"
+        )
     if len(source.obs) != source.n_cells or len(source.var_names) != source.n_genes:
         raise DataError(
             f"{source.path}: {source.where} is {source.n_cells} x {source.n_genes}, but obs has {len(source.obs)} rows and var {len(source.var_names)}; "
             "the file is damaged"
         )
     _check_names(source, duplicate_genes, problems)
+    if swapped := looks_transposed(source.obs_names, source.var_names):
+        problems.append(swapped)
     report: dict[str, Any] = {
         "file": str(source.path),
         "matrix": source.where,
@@ -98,7 +105,7 @@ def _check_label(
 
 
 def _check_values(source: CellSource, need_counts: bool, problems: list[str]) -> dict[str, Any]:
-    negative = broken = fractional = empty = zeros = 0
+    negative = broken = fractional = empty = 0
     broken_cells: set[int] = set()
     empty_names: list[str] = []
     largest = total = 0.0
@@ -112,7 +119,6 @@ def _check_values(source: CellSource, need_counts: bool, problems: list[str]) ->
             broken_cells.update((start + np.unique(rows)).tolist())
             values = values[finite]
         negative += int((values < 0).sum())
-        zeros += int((values == 0).sum())
         off = values[values != np.rint(values)]
         fractional += len(off)
         if example is None and len(off):
@@ -120,7 +126,7 @@ def _check_values(source: CellSource, need_counts: bool, problems: list[str]) ->
         if len(values):
             largest = max(largest, float(values.max()))
         total += float(values.sum(dtype=np.float64))
-        nothing = np.flatnonzero(np.asarray(chunk.sum(axis=1)).ravel() == 0)
+        nothing = np.flatnonzero(np.diff(chunk.indptr) == 0)
         empty += len(nothing)
         empty_names += [str(source.obs.index[start + row]) for row in nothing[: SHOWN - len(empty_names)]]
     if broken:
@@ -142,7 +148,6 @@ def _check_values(source: CellSource, need_counts: bool, problems: list[str]) ->
     return {
         "cells_without_counts": empty,
         "cells_without_counts_examples": empty_names,
-        "explicit_zeros": zeros,
         "max": largest,
         "total": total,
     }
@@ -164,4 +169,7 @@ def _elsewhere(source: CellSource) -> str:
         ):
             where = ".raw" if name == "raw" else f"layer '{name}'"
             return f"; {where} holds counts: set data_module.transform_kwargs.layer={name}"
-    return "; name the layer that holds counts with data_module.transform_kwargs.layer, or set data_module.transform_kwargs.input_values=any"
+    return (
+        "; no layer of the file holds counts, nor .raw: give the file as it was before normalisation, or choose transforms that fit "
+        "such values (data_module.transform_kwargs.transforms without NormalizeTotalTransform)"
+    )

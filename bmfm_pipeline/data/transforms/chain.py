@@ -49,6 +49,15 @@ class TransformReport:
         return {**asdict(self), "share_of_counts": self.share_of_counts}
 
 
+@dataclass
+class AppliedCells:
+    """New cells after a fitted chain: values (cells, genes) CSR, gene names of its columns, and why a cell is unusable."""
+
+    values: sparse.csr_matrix
+    gene_names: list[str]
+    reasons: list[str | None]
+
+
 def build_chain(steps: Iterable[dict[str, Any]]) -> "Chain":
     """A chain from `{transform_name, transform_args}` entries; ConfigError names an unknown step or argument."""
     built: list[tuple[str, Step]] = []
@@ -134,6 +143,7 @@ class Chain:
     def fit(self, source, rows: np.ndarray | None) -> None:
         """Let every step that needs it see the cells `rows` (None: all), after the steps before it."""
         for position, (_, step) in enumerate(self.steps):
+            step.look_at(source)
             if step.needs_pass:
                 names = source.var_names
                 for _, values, _, names in self._stream(source, position, rows):
@@ -146,6 +156,11 @@ class Chain:
             if not step.needs_pass:
                 names, _ = step.genes(names)
         return names
+
+    def vocabulary_genes(self, source, rows: np.ndarray | None) -> list[str]:
+        """Gene names of the processed file, fitted on `rows` (None: all)."""
+        self.fit(source, rows)
+        return self._prepared(len(self.steps), source.var_names)[-1][3] if self.steps else source.var_names
 
     def run(
         self,
@@ -229,6 +244,39 @@ class Chain:
                 values = values[:, keep]
             names = after
         return values, names
+
+    def apply_to_cells(self, cells: sparse.csr_matrix, names: list[str]) -> "AppliedCells":
+        """As `apply`, with a reason for every cell that a model cannot use (None where it can).
+
+        Raises DataError when no gene is left. Fitted gene filters hold, row filters do not: each cell keeps its row.
+        """
+        cells = sparse.csr_matrix(cells, dtype=np.float32, copy=True)
+        bad = ~np.isfinite(cells.data) | (cells.data < 0)
+        broken = np.unique(np.repeat(np.arange(cells.shape[0]), np.diff(cells.indptr))[bad])
+        cells.data[bad] = 0
+        cells.sum_duplicates()
+        cells.eliminate_zeros()
+        values, kept = self.apply(cells, names)
+        if not kept:
+            raise DataError(
+                f"none of the {len(names)} genes is one the model was made with, e.g. {', '.join(names[:5])}; check the gene names"
+            )
+        values.eliminate_zeros()
+        values.sort_indices()
+        reasons: list[str | None] = [None] * cells.shape[0]
+        for row in np.flatnonzero(np.diff(values.indptr) == 0):
+            reasons[row] = (
+                "no expressed gene"
+                if cells.indptr[row] == cells.indptr[row + 1]
+                else "no gene that the model knows is expressed"
+            )
+        for row in broken:
+            reasons[row] = "holds negative, NaN or infinite values"
+        return AppliedCells(values, kept, reasons)
+
+    def fitted_json(self) -> list[dict[str, Any]]:
+        """The same as `to_json`."""
+        return self.to_json()
 
     def to_json(self) -> list[dict[str, Any]]:
         """The chain with what it fitted, as plain values."""

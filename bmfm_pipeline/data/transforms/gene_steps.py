@@ -153,7 +153,7 @@ class HighlyVariableGenes(Step):
     needs_pass: ClassVar[bool] = True
     n_top_genes: int | None = Field(None, gt=0)
     min_disp: float = 0.5
-    max_disp: float = float("inf")
+    max_disp: float | None = None
     min_mean: float = 0.0125
     max_mean: float = 3
     span: float = 0.3
@@ -203,6 +203,7 @@ class HighlyVariableGenes(Step):
         settings = self.model_dump(
             include={"n_top_genes", "min_disp", "max_disp", "min_mean", "max_mean", "span", "n_bins", "flavor"}
         )
+        settings["max_disp"] = float("inf") if self.max_disp is None else self.max_disp
         try:
             scanpy.pp.highly_variable_genes(cells, **settings)
         except ImportError as error:

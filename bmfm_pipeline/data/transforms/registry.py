@@ -9,6 +9,7 @@ from bmfm_pipeline.data.transforms.gene_steps import (
     MedianNormalize,
     MoveExpressionsToLabels,
 )
+from bmfm_pipeline.data.transforms.renaming import RenameGenes
 from bmfm_pipeline.data.transforms.steps import (
     FilterCells,
     FilterGenes,
@@ -16,7 +17,6 @@ from bmfm_pipeline.data.transforms.steps import (
     Log,
     NormalizeTotal,
     QcMetrics,
-    RenameGenes,
     ScaleCounts,
     Step,
 )

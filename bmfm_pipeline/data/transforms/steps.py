@@ -19,6 +19,9 @@ class Step(Section):
     needs_pass: ClassVar[bool] = False
     filters_cells: ClassVar[bool] = False
 
+    def look_at(self, source) -> None:
+        """See the source's tables, before anything else."""
+
     def genes(self, names: list[str]) -> tuple[list[str], np.ndarray | None]:
         """New gene names and, when genes are dropped or reordered, the positions that stay (of the old ones)."""
         return names, None
@@ -47,23 +50,6 @@ class Step(Section):
 
     def restore(self, fitted: dict[str, Any]) -> None:
         """Take what `fitted` returned."""
-
-
-class RenameGenes(Step):
-    """gene_map null: cut names at `_ENSG`; a map: rename, genes it does not name are dropped. Of equal names the first stays."""
-
-    gene_map: dict[str, str] | None = None
-
-    def genes(self, names: list[str]) -> tuple[list[str], np.ndarray | None]:
-        if self.gene_map is None:
-            renamed: list[str | None] = [name.split("_ENSG")[0] for name in names]
-        else:
-            renamed = [self.gene_map.get(name) for name in names]
-        seen: set[str] = set()
-        keep = [
-            index for index, name in enumerate(renamed) if name is not None and not (name in seen or seen.add(name))
-        ]
-        return [renamed[index] for index in keep], None if len(keep) == len(names) else np.array(keep, dtype=np.int64)
 
 
 class KeepGenes(Step):

@@ -225,9 +225,13 @@ same = total.clone(); dist.all_reduce(same)
 assert abs(float(same) / 2 - float(total)) < 1e-4 * float(total), (float(same), float(total))
 counts = torch.stack([result.counts[task.loss_key] for task in task.tasks]); dist.all_reduce(counts)
 print("counts", counts.tolist())
+# A process that leaves while the other still holds its connection makes gloo abort at exit.
+dist.barrier()
+dist.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 def test_two_processes_stay_in_step_when_one_has_nothing_to_predict(tmp_path):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", DDP]
@@ -243,7 +247,7 @@ def test_two_processes_stay_in_step_when_one_has_nothing_to_predict(tmp_path):
     ]
     try:
         for process in running:
-            out, _ = process.communicate(timeout=90)
+            out, _ = process.communicate(timeout=180)
             assert process.returncode == 0, out
             assert "counts [4.0, 2.0]" in out
     finally:

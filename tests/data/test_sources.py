@@ -98,7 +98,7 @@ def test_missing_file_folder_and_other_formats(tmp_path):
 def test_truncated_file(make_h5ad):
     path = make_h5ad(counts_of(500, 200), compression=None)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(DataError, match="cut short|could not be read to its end"):
+    with pytest.raises(DataError, match=r"cut short|could not be read to its end"):
         list(open_source(path).iter_chunks())
 
 
@@ -133,14 +133,9 @@ def test_the_packaged_cells(mini_h5ad, tmp_path):
     assert (np.minimum.reduceat(cells.X.data, cells.X.indptr[:-1]) == 1).all()
     assert cells.obs["celltype"].value_counts().to_dict()["Dendritic"] == 240
     assert cells.obs["celltype"].nunique() == 10
-    again = CellBytes(zheng68k_mini.build(tmp_path / "again.h5ad"))
-    assert again == CellBytes(mini_h5ad)
+    assert _bytes(zheng68k_mini.build(tmp_path / "again.h5ad")) == _bytes(mini_h5ad)
 
 
-class CellBytes:
-    def __init__(self, path):
-        with h5py.File(path, "r") as file:
-            self.parts = [file[name][:].tobytes() for name in ("X/data", "X/indices", "X/indptr", "obs/celltype/codes")]
-
-    def __eq__(self, other):
-        return self.parts == other.parts
+def _bytes(path):
+    with h5py.File(path, "r") as file:
+        return [file[name][:].tobytes() for name in ("X/data", "X/indices", "X/indptr", "obs/celltype/codes")]

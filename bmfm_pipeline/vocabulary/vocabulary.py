@@ -14,6 +14,8 @@ from bmfm_pipeline.errors import DataError
 SPECIAL_TOKENS = ("[UNK]", "[SEP]", "[PAD]", "[CLS]", "[MASK]")
 UNK, SEP, PAD, CLS, MASK = range(5)
 DEFAULT_VALUES = 50
+# Where a folder keeps its tokens, the most telling file first.
+FILES = ("tokenizer.json", "vocab.json", "vocab.txt")
 
 
 class Vocabulary:
@@ -123,20 +125,45 @@ class Vocabulary:
 
     @classmethod
     def load(cls, folder: Path) -> "Vocabulary":
-        """Read a Hugging Face fast-tokenizer folder with a word-level model."""
-        file = Path(folder) / "tokenizer.json"
-        if not file.exists():
-            raise DataError(f"{folder}: holds no tokenizer.json")
+        """Read a Hugging Face fast-tokenizer folder (tokenizer.json), or an older one that has only vocab.json or vocab.txt."""
+        file = next((Path(folder) / name for name in FILES if (Path(folder) / name).exists()), None)
+        if file is None:
+            raise DataError(f"{folder}: holds no {', no '.join(FILES)}")
+        if file.name == "vocab.txt":
+            return cls._leading_special(file.read_text().removesuffix("\n").split("\n"))
+        if file.name == "vocab.json":
+            vocab = json.loads(file.read_text())
+            return cls._leading_special(_in_id_order(vocab, file))
         stored = json.loads(file.read_text())
         vocab = dict(stored["model"]["vocab"])
         for token in stored.get("added_tokens", []):
             vocab[token["content"]] = token["id"]
-        tokens = [token for token, _ in sorted(vocab.items(), key=lambda entry: entry[1])]
-        if sorted(vocab.values()) != list(range(len(tokens))):
-            raise DataError(f"{file}: token ids are not 0 to {len(tokens) - 1} without gaps")
-        special = {token["id"] for token in stored.get("added_tokens", []) if token.get("special")}
+        tokens = _in_id_order(vocab, file)
+        # The read-depth tokens [S] and [T] are ordinary tokens even where a folder lists them as special.
+        special = {
+            token["id"]
+            for token in stored.get("added_tokens", [])
+            if token.get("special") and token["content"] not in ("[S]", "[T]")
+        }
         n_special = next((index for index in range(len(tokens)) if index not in special), len(tokens))
         return cls(tokens, max(n_special, len(SPECIAL_TOKENS)))
+
+    @classmethod
+    def _leading_special(cls, tokens: list[str]) -> "Vocabulary":
+        """Without a list of special tokens: the leading ones in square brackets that name a special token or a further [CLS_n]."""
+        n_special = 0
+        while n_special < len(tokens) and (
+            tokens[n_special] in SPECIAL_TOKENS or tokens[n_special].startswith("[CLS_")
+        ):
+            n_special += 1
+        return cls(tokens, max(n_special, len(SPECIAL_TOKENS)))
+
+
+def _in_id_order(vocab: dict[str, int], file: Path) -> list[str]:
+    tokens = [token for token, _ in sorted(vocab.items(), key=lambda entry: entry[1])]
+    if sorted(vocab.values()) != list(range(len(tokens))):
+        raise DataError(f"{file}: token ids are not 0 to {len(tokens) - 1} without gaps")
+    return tokens
 
 
 def _template(name: str) -> list[dict]:
@@ -161,7 +188,11 @@ class MultiFieldVocabulary(dict[str, Vocabulary]):
         base = Path(folder)
         base = base / "tokenizers" if (base / "tokenizers").is_dir() else base
         found = (
-            {path.name: Vocabulary.load(path) for path in sorted(base.iterdir()) if (path / "tokenizer.json").exists()}
+            {
+                path.name: Vocabulary.load(path)
+                for path in sorted(base.iterdir())
+                if any((path / name).exists() for name in FILES)
+            }
             if base.is_dir()
             else {}
         )

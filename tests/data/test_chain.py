@@ -157,7 +157,7 @@ def test_unusable_cells_are_flagged_with_a_reason(make_h5ad, tmp_path):
         "no expressed gene",
         "holds negative, NaN or infinite values",
     ]
-    with pytest.raises(DataError, match="none of the 1 genes is one the model was made with, e.g. STRANGE"):
+    with pytest.raises(DataError, match=r"none of the 1 genes is one the model was made with, e\.g\. STRANGE"):
         chain.apply_to_cells(sparse.csr_matrix(cells[:, 2:]), ["STRANGE"])
 
 
@@ -197,7 +197,7 @@ def test_genes_renamed_by_a_column_a_file_and_upper_case(make_h5ad, tmp_path):
     ].var_names.tolist() == ["first", "last"]
     with pytest.raises(DataError, match=r"var has no column 'name' \(columns: symbol\)"):
         run(path, [step("RenameGenesTransform", gene_map="var:name")], tmp_path / "bad.h5ad")
-    with pytest.raises(DataError, match="gene_map names none of the 4 genes, e.g. ENSG1"):
+    with pytest.raises(DataError, match=r"gene_map names none of the 4 genes, e\.g\. ENSG1"):
         run(path, [step("RenameGenesTransform", gene_map={"x": "y"})], tmp_path / "bad.h5ad")
 
 

@@ -96,7 +96,7 @@ def test_rows_of_a_split_and_labels(processed):
     assert ages.dtype == np.float32 and np.isnan(ages[29]) and ages[5] == 5
     with pytest.raises(DataError, match=r"obs\['celltype'\] holds labels that the label dictionary does not know: B"):
         store.labels("celltype", {"A": 0})
-    with pytest.raises(DataError, match="obs has no column 'tissue'; columns: .*celltype"):
+    with pytest.raises(DataError, match=r"obs has no column 'tissue'; columns: .*celltype"):
         store.labels("tissue", {})
 
 

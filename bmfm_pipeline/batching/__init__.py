@@ -4,11 +4,15 @@ from importlib import import_module
 
 _EXPORTS = {
     "BatchBuilder": "bmfm_pipeline.batching.builder",
-    "BatchingConfig": "bmfm_pipeline.batching.builder",
+    "BatchReport": "bmfm_pipeline.batching.builder",
+    "BatchingConfig": "bmfm_pipeline.batching.settings",
     "CellDataset": "bmfm_pipeline.batching.loading",
+    "CellLoader": "bmfm_pipeline.batching.loading",
     "EpochBatchSampler": "bmfm_pipeline.batching.loading",
-    "FieldSpec": "bmfm_pipeline.batching.builder",
+    "FieldSpec": "bmfm_pipeline.batching.settings",
+    "balancing_weights": "bmfm_pipeline.batching.loading",
     "choose_rows": "bmfm_pipeline.batching.loading",
+    "gene_mask_weights": "bmfm_pipeline.batching.settings",
     "make_loader": "bmfm_pipeline.batching.loading",
 }
 __all__ = list(_EXPORTS)

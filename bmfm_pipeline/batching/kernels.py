@@ -1,5 +1,7 @@
-"""Compiled kernels over CSR rows. Randomness is counter-based: a draw depends on (seed, epoch, cell row, stream, count) alone,
-so that batch shape, neighbours and worker number cannot change it.
+"""Compiled kernels over CSR rows: choose and order genes, write tokens, mask. No Python loop over cells or genes.
+
+Randomness is counter-based: a draw depends on (seed, epoch, cell row, purpose, count) alone, so that batch shape, neighbours and
+worker number cannot change it. Kernels compile when first called and are kept on disk (in NUMBA_CACHE_DIR where it is set).
 """
 
 import numba
@@ -7,7 +9,7 @@ import numpy as np
 
 
 def _compiled(function):
-    """Compile on first use and keep the result on disk; where no folder can be written, compile in every process."""
+    """Keep the compiled kernel on disk; where no folder can be written, compile in every process."""
     try:
         return numba.njit(nogil=True, cache=True)(function)
     except RuntimeError:
@@ -16,14 +18,21 @@ def _compiled(function):
 
 IGNORED = -100
 ORDER_NONE, ORDER_RANDOM, ORDER_SORTED = 0, 1, 2
-SEP, PAD, CLS, MASK = 1, 2, 3, 4
+KIND_GENES, KIND_TOKENS, KIND_CONTINUOUS = 0, 1, 2
+UNK, SEP, PAD, CLS, MASK = 0, 1, 2, 3, 4
+# What `marks` says of a position.
+FREE, MASKED, BARRED = 0, 1, 2
+# Purposes of random draws; masking of field f draws from _MASKING + f.
+_ORDERING, _MASKING, _SWITCHING = 0, 1, 1001
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _MIX1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX2 = np.uint64(0x94D049BB133111EB)
+_HALF = np.uint64(32)
+_SPAN = 9007199254740992.0
 
 
-@numba.njit(inline="always")
+@numba.njit
 def _mix(x):
     """SplitMix64's output function (Steele, Lea and Flood 2014)."""
     x = (x ^ (x >> np.uint64(30))) * _MIX1
@@ -31,187 +40,261 @@ def _mix(x):
     return x ^ (x >> np.uint64(31))
 
 
-@numba.njit(inline="always")
-def _stream(seed, epoch, row, stream):
+@numba.njit
+def _stream(seed, epoch, row, purpose):
     """The state from which the draws of one cell for one purpose start."""
     state = _mix(np.uint64(seed) + _GAMMA)
     state = _mix(state ^ (np.uint64(epoch) + _GAMMA))
     state = _mix(state ^ (np.uint64(row) + _GAMMA))
-    return _mix(state ^ (np.uint64(stream) + _GAMMA))
+    return _mix(state ^ (np.uint64(purpose) + _GAMMA))
 
 
-@numba.njit(inline="always")
+@numba.njit
 def _draw(state, count):
     return _mix(state + _GAMMA * np.uint64(count + 1))
 
 
-@numba.njit(inline="always")
-def _uniform(bits):
-    return np.float64(bits >> np.uint64(11)) * (1.0 / 9007199254740992.0)
-
-
-@numba.njit(inline="always")
+@numba.njit
 def _below(bits, bound):
     """A whole number in [0, bound): multiply-shift on the upper 32 bits."""
-    return np.int64(((bits >> np.uint64(32)) * np.uint64(bound)) >> np.uint64(32))
+    return np.int64(((bits >> _HALF) * np.uint64(bound)) >> _HALF)
 
 
-@_compiled
-def token_counts(rows, indptr, indices, column_ids, cap, counts):
-    """counts (B,): how many genes of each row have a token, at most `cap`."""
-    for b in range(len(rows)):
-        found = 0
-        for k in range(indptr[rows[b]], indptr[rows[b] + 1]):
-            if column_ids[indices[k]] > 0:
-                found += 1
-                if found == cap:
-                    break
-        counts[b] = found
+@numba.njit
+def _sort_descending(spots, spare, values, keys, spare_keys, tallies, n):
+    """Stable radix sort of spots[:n] by values[:n] (float32), largest first; `keys` views the bits of `values`.
 
-
-@_compiled
-def select_genes(rows, indptr, indices, data, column_ids, cap, order, seed, epoch, genes, values, scratch):
-    """Write gene token ids and values of each row, ordered and cut to `cap`, to genes and values at positions 1, 2, ...
-
-    `scratch` is an int64 array as long as the longest row. Order random needs only the first `cap` places of a permutation.
+    Three digits of 11 bits; a digit that all keys share, as the low ones of small whole numbers, costs no pass.
     """
+    tallies[:] = 0
+    for i in range(n):
+        values[i] += np.float32(0)  # -0.0 and 0.0 are equal
+        bits = keys[i]
+        bits = bits if bits >> np.uint32(31) else bits ^ np.uint32(0x7FFFFFFF)
+        keys[i] = bits
+        tallies[0, bits & np.uint32(2047)] += 1
+        tallies[1, (bits >> np.uint32(11)) & np.uint32(2047)] += 1
+        tallies[2, bits >> np.uint32(22)] += 1
+    for digit in range(3):
+        shift = np.uint32(11 * digit)
+        tally = tallies[digit]
+        if n == 0 or tally[(keys[0] >> shift) & np.uint32(2047)] == n:
+            continue
+        place = 0
+        for d in range(2048):
+            size = tally[d]
+            tally[d] = place
+            place += size
+        for i in range(n):
+            d = (keys[i] >> shift) & np.uint32(2047)
+            spare[tally[d]] = spots[i]
+            spare_keys[tally[d]] = keys[i]
+            tally[d] += 1
+        spots[:n] = spare[:n]
+        keys[:n] = spare_keys[:n]
+
+
+@_compiled
+def pick_genes(
+    rows, indptr, indices, data, column_ids, keep_unknown, order, clip, seed, epoch, sum_values, columns, values, counts, sums
+):  # fmt: skip
+    """The genes of each row in the order asked for, cut to `clip` and to the width of `columns`.
+
+    Writes columns (B, room) int32, values (B, room) float32, counts (B,) and, with `sum_values`, sums (B,): the total of the values
+    of the first `clip` genes. Order random draws only the places of the permutation that are used (Fisher-Yates).
+    """
+    room = columns.shape[1]
+    longest = 0
+    for b in range(len(rows)):
+        longest = max(longest, indptr[rows[b] + 1] - indptr[rows[b]])
+    spots = np.empty(longest + 1, np.int32)
+    room_to_sort = longest + 1 if order == ORDER_SORTED else 1
+    spare, ranked = np.empty(room_to_sort, np.int32), np.empty(room_to_sort, np.float32)
+    keys, spare_keys, tallies = ranked.view(np.uint32), np.empty(room_to_sort, np.uint32), np.empty((3, 2048), np.int32)
+    for b in range(len(rows)):
+        start, size = indptr[rows[b]], indptr[rows[b] + 1] - indptr[rows[b]]
+        n = 0
+        for k in range(size):
+            spots[n] = k
+            if keep_unknown or column_ids[indices[start + k]] > 0:
+                n += 1
+        kept = min(n, clip)
+        taken = min(kept, room)
+        if order == ORDER_RANDOM:
+            state = _stream(seed, epoch, rows[b], _ORDERING)
+            for i in range(kept if sum_values else taken):
+                j = i + _below(_draw(state, i), n - i)
+                chosen = spots[j]
+                spots[j] = spots[i]
+                spots[i] = chosen
+        elif order == ORDER_SORTED:
+            for i in range(n):
+                ranked[i] = data[start + spots[i]]
+            _sort_descending(spots, spare, ranked, keys, spare_keys, tallies, n)
+        for i in range(taken):
+            k = start + spots[i]
+            columns[b, i] = indices[k]
+            values[b, i] = data[k]
+        counts[b] = taken
+        if sum_values:
+            total = 0.0
+            for i in range(kept):
+                total += data[start + spots[i]]
+            sums[b] = total
+
+
+@_compiled
+def look_up_values(rows, indptr, indices, data, counts, columns, values):
+    """Values (B, room) of the picked columns in another CSR matrix of the same cells; 0 where it has no entry."""
     for b in range(len(rows)):
         start, stop = indptr[rows[b]], indptr[rows[b] + 1]
-        n = 0
-        for k in range(start, stop):
-            if column_ids[indices[k]] > 0:
-                scratch[n] = k
-                n += 1
-        taken = min(n, cap)
-        if order == ORDER_SORTED:
-            ranked = np.argsort(-data[scratch[:n]].astype(np.float64), kind="mergesort")
-            for i in range(taken):
-                k = scratch[ranked[i]]
-                genes[b, 1 + i] = column_ids[indices[k]]
-                values[b, 1 + i] = data[k]
-        else:
-            state = _stream(seed, epoch, rows[b], 0)
-            for i in range(taken):
-                if order == ORDER_RANDOM:
-                    j = i + _below(_draw(state, i), n - i)
-                    k = scratch[j]
-                    scratch[j] = scratch[i]
+        for i in range(counts[b]):
+            low, high = start, stop
+            while low < high:
+                middle = (low + high) // 2
+                if indices[middle] < columns[b, i]:
+                    low = middle + 1
                 else:
-                    k = scratch[i]
-                genes[b, 1 + i] = column_ids[indices[k]]
-                values[b, 1 + i] = data[k]
+                    high = middle
+            values[b, i] = data[low] if low < stop and indices[low] == columns[b, i] else 0
 
 
 @_compiled
-def write_ids(counts, genes, out):
-    """Gene tokens (B, L) into one field of the batch, with [CLS], [SEP] and [PAD]."""
-    length = out.shape[1]
-    for b in range(len(counts)):
-        n = counts[b]
-        out[b, 0] = CLS
-        for i in range(1, n + 1):
-            out[b, i] = genes[b, i]
-        out[b, n + 1] = SEP
-        for i in range(n + 2, length):
-            out[b, i] = PAD
+def write_fields(counts, columns, values, prefix, kinds, column_ids, value_ids, value_starts, ids, attention, outside):
+    """Fill ids (B, F, L): prefix, genes or values, [SEP], [PAD]; special positions of continuous fields hold -(id + 1).
 
-
-@_compiled
-def write_value_ids(counts, values, value_ids, out):
-    """Values rounded and looked up; outside the table they are [UNK]. Returns how many were outside."""
-    length = out.shape[1]
-    outside = 0
-    for b in range(len(counts)):
-        n = counts[b]
-        out[b, 0] = CLS
-        for i in range(1, n + 1):
-            value = np.int64(np.rint(values[b, i]))
-            if 0 <= value < len(value_ids):
-                out[b, i] = value_ids[value]
-            else:
-                out[b, i] = 0
-                outside += 1
-        out[b, n + 1] = SEP
-        for i in range(n + 2, length):
-            out[b, i] = PAD
-    return outside
-
-
-@_compiled
-def write_values(counts, values, out):
-    """Continuous values; special positions hold -(id + 1)."""
-    length = out.shape[1]
-    for b in range(len(counts)):
-        n = counts[b]
-        out[b, 0] = -(CLS + 1)
-        for i in range(1, n + 1):
-            out[b, i] = values[b, i]
-        out[b, n + 1] = -(SEP + 1)
-        for i in range(n + 2, length):
-            out[b, i] = -(PAD + 1)
-
-
-@_compiled
-def mask_field(
-    rows,
-    counts,
-    seed,
-    epoch,
-    stream,
-    change,
-    mask,
-    switch,
-    continuous,
-    exclusive,
-    first_switch,
-    last_switch,
-    taken,
-    ids,
-    labels,
-):
-    """Mask one field in place and write its labels (-100 elsewhere).
-
-    A share `change` of the real positions of every cell is selected; of these `mask` become [MASK], `switch` another token (or,
-    for continuous fields, another value of the same cell), the rest stay. With `exclusive` no position is masked that `taken`
-    (B, L) says is masked in an earlier field, or whose token is [UNK], and the rate on the others is raised to keep the share.
+    Fills attention (B, L) too, 1 up to [SEP], unless it has no rows.
+    values (S, B, room) by source; kinds[f] = (kind, source) of field f. Tokenised values are rounded and looked up in
+    value_ids[value_starts[f]:value_starts[f + 1]]; outside it they are [UNK] and counted in `outside` (1,). Returns the place of
+    the first continuous value that is negative or not finite, as b * room + i, or -1.
     """
+    first, room, length = len(prefix), columns.shape[1], ids.shape[2]
+    bad = -1
     for b in range(len(counts)):
         n = counts[b]
-        rate = change
-        if exclusive:
-            free = 0
-            for i in range(1, n + 1):
-                if not taken[b, i] and (continuous or ids[b, i] != 0):
-                    free += 1
-            rate = min(1.0, change * n / free) if free > 0 else 0.0
-        state = _stream(seed, epoch, rows[b], stream)
-        other = _stream(seed, epoch, rows[b], stream + 1000)
-        original = ids[b, : n + 1].copy() if switch > 0 else ids[b, :0]
-        for i in range(1, n + 1):
-            if exclusive and (taken[b, i] or (not continuous and ids[b, i] == 0)):
+        if len(attention) > 0:
+            for i in range(length):
+                attention[b, i] = i <= first + n
+        for f in range(len(kinds)):
+            kind, source = kinds[f, 0], kinds[f, 1]
+            if kind == KIND_CONTINUOUS:
+                for i in range(first):
+                    ids[b, f, i] = -(prefix[i] + 1)
+                for i in range(n):
+                    value = values[source, b, i]
+                    if not (0 <= value < np.inf) and bad < 0:
+                        bad = b * room + i
+                    ids[b, f, first + i] = value
+                ids[b, f, first + n] = -(SEP + 1)
+                for i in range(first + n + 1, length):
+                    ids[b, f, i] = -(PAD + 1)
                 continue
-            u = _uniform(_draw(state, i))
-            if u >= rate:
-                continue
-            labels[b, i] = ids[b, i]
-            if u < rate * mask:
-                ids[b, i] = -(MASK + 1) if continuous else MASK
-                taken[b, i] = True
-            elif u < rate * (mask + switch):
-                if continuous:
-                    ids[b, i] = original[1 + _below(_draw(other, i), n)]
-                else:
-                    ids[b, i] = first_switch + _below(_draw(other, i), last_switch - first_switch)
+            for i in range(first):
+                ids[b, f, i] = prefix[i]
+            if kind == KIND_GENES:
+                for i in range(n):
+                    ids[b, f, first + i] = column_ids[columns[b, i]]
+            else:
+                begin = value_starts[f]
+                size = value_starts[f + 1] - begin
+                for i in range(n):
+                    value = np.rint(values[source, b, i])
+                    if 0 <= value < size:
+                        ids[b, f, first + i] = value_ids[begin + np.int64(value)]
+                    else:
+                        ids[b, f, first + i] = UNK
+                        outside[0] += 1
+            ids[b, f, first + n] = SEP
+            for i in range(first + n + 1, length):
+                ids[b, f, i] = PAD
+    return bad
 
 
 @_compiled
-def attention_without_masked(counts, taken, out):
-    """(B, L, L): real tokens see unmasked ones; a masked one sees unmasked, non-special ones and itself."""
+def mask_fields(
+    rows, counts, columns, first, seed, epoch, change, mask, switch, together, weights, plan, barred, ids, marks, labels
+):  # fmt: skip
+    """Mask fields of ids (B, F, L) in place; write marks (B, L) and labels (M, B, L), -100 where nothing is to be predicted.
+
+    plan (M, 6): field, whether continuous, first id to switch to, number of ids to switch to, and the stretch of `barred` that
+    holds the ids (ascending) left out of those. A share `change` of the real positions of every cell is selected; of these `mask`
+    become [MASK], `switch` another token (continuous: the value of another position of the same cell), the rest stay. Unless
+    `together`, positions are left out that are masked in an earlier field or are [UNK] in a masked field, and the rate elsewhere is
+    raised so that the share is kept. weights (genes,) or empty: relative rates by gene column.
+    """
+    length = ids.shape[2]
+    original = np.empty(length, np.float32)
+    weighted = len(weights) > 0
     for b in range(len(counts)):
-        n = counts[b] + 2
-        for q in range(n):
-            for k in range(n):
-                if taken[b, q]:
-                    out[b, q, k] = k == q or (not taken[b, k] and 0 < k < n - 1)
+        n = counts[b]
+        for i in range(length):
+            marks[b, i] = FREE
+        if not together:
+            for m in range(len(plan)):
+                if plan[m, 1] == 0:
+                    for i in range(first, first + n):
+                        if ids[b, plan[m, 0], i] == UNK:
+                            marks[b, i] = BARRED
+        for m in range(len(plan)):
+            f, continuous = plan[m, 0], plan[m, 1] != 0
+            for i in range(length):
+                labels[m, b, i] = IGNORED
+            total = 0.0
+            if weighted:
+                for i in range(n):
+                    if marks[b, first + i] == FREE or together:
+                        total += weights[columns[b, i]]
+            else:
+                free = 0
+                for i in range(first, first + n):
+                    free += marks[b, i] == FREE or together
+                total = np.float64(free)
+            if total <= 0:
+                continue
+            rate = change * n / total
+            here = min(1.0, rate)
+            # Whole numbers of 53 bits compare faster than floats made of them.
+            selected, masked, switched = here * _SPAN, here * mask * _SPAN, here * (mask + switch) * _SPAN
+            state = _stream(seed, epoch, rows[b], _MASKING + (0 if together else f))
+            other = _stream(seed, epoch, rows[b], _SWITCHING + f)
+            if continuous and switch > 0:
+                for i in range(first, first + n):
+                    original[i] = ids[b, f, i]
+            for i in range(first, first + n):
+                if marks[b, i] != FREE and not together:
+                    continue
+                if weighted:
+                    here = min(1.0, rate * weights[columns[b, i - first]])
+                    selected, masked, switched = here * _SPAN, here * mask * _SPAN, here * (mask + switch) * _SPAN
+                u = np.int64(_draw(state, i) >> np.uint64(11))
+                if u >= np.int64(selected):
+                    continue
+                labels[m, b, i] = ids[b, f, i]
+                if u < np.int64(masked):
+                    ids[b, f, i] = -(MASK + 1) if continuous else MASK
+                    marks[b, i] = MASKED
+                elif u < np.int64(switched):
+                    if continuous:
+                        if n > 1:
+                            j = first + _below(_draw(other, i), n - 1)
+                            ids[b, f, i] = original[j + 1 if j >= i else j]
+                    else:
+                        token = plan[m, 2] + _below(_draw(other, i), plan[m, 3])
+                        for k in range(plan[m, 4], plan[m, 5]):
+                            if token >= barred[k]:
+                                token += 1
+                        ids[b, f, i] = token
+
+
+@_compiled
+def attention_without_masked(counts, first, marks, out):
+    """Fill out (B, L, L), given as zeros: every token sees the unmasked ones; a masked one sees those that are genes, and itself."""
+    for b in range(len(counts)):
+        end = first + counts[b]
+        for q in range(end + 1):
+            masked = marks[b, q] == MASKED
+            for k in range(end + 1):
+                if marks[b, k] == MASKED:
+                    out[b, q, k] = q == k
                 else:
-                    out[b, q, k] = not taken[b, k]
+                    out[b, q, k] = not masked or first <= k < end

@@ -1,0 +1,182 @@
+"""Speed of batch building: cells per second of BatchBuilder and of a DataLoader around it. Prints one JSON line.
+
+python benchmarks/batches.py                      # synthetic cells, about 525 expressed genes each
+python benchmarks/batches.py --h5ad processed.h5ad
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import time
+from pathlib import Path
+
+import numpy as np
+
+
+class SyntheticStore:
+    """Cells with `genes_per_cell` expressed genes on average (uniform columns, bins 1..9), CSR in memory."""
+
+    def __init__(self, n_cells: int, n_genes: int, genes_per_cell: int, seed: int = 0):
+        generator = np.random.default_rng(seed)
+        sizes = np.clip(generator.normal(genes_per_cell, genes_per_cell / 4, n_cells), 1, n_genes).astype(np.int64)
+        self.indptr = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        self.indices = np.concatenate(
+            [np.sort(generator.choice(n_genes, size, replace=False)) for size in sizes]
+        ).astype(np.int32)
+        self.data = generator.integers(1, 10, self.indptr[-1]).astype(np.int8)
+        self.shape = (n_cells, n_genes)
+        self.obs_names = np.array([f"cell-{number}" for number in range(n_cells)], dtype=object)
+
+
+def hardware() -> str:
+    """Processor name and the number of cores this process may use."""
+    name = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
+    return f"{name}, {len(os.sched_getaffinity(0))} cores"
+
+
+def make_builder(store, arguments):
+    """Genes and expressions, expressions masked, every gene known."""
+    from bmfm_pipeline.batching import BatchBuilder, BatchingConfig, FieldSpec
+
+    n_genes = store.shape[1]
+    top = int(np.ceil(float(np.max(store.data, initial=0)))) + 1
+    genes = FieldSpec(
+        "genes",
+        "genes",
+        is_masked=arguments.mask_genes,
+        vocab_size=n_genes + 5,
+        column_ids=np.arange(5, n_genes + 5, dtype=np.int32),
+    )
+    values = FieldSpec(
+        "expressions",
+        "values",
+        tokenized=not arguments.continuous,
+        is_masked=True,
+        vocab_size=top + 5,
+        value_ids=None if arguments.continuous else np.arange(5, top + 5, dtype=np.int32),
+    )
+    config = BatchingConfig(
+        collation_strategy="language_modeling",
+        max_length=arguments.max_length,
+        sequence_order=None if arguments.order == "none" else arguments.order,
+        mask_ratio=arguments.mask_ratio,
+        switch_ratio=arguments.switch_ratio,
+    )
+    return BatchBuilder(store, [genes, values], config)
+
+
+def timed_batches(builder, batches: list[np.ndarray], seconds: float) -> tuple[float, float]:
+    """(cells per second of wall time, CPU milliseconds per cell), repeating the batches for at least `seconds`."""
+    cells, epoch = 0, 0
+    began, cpu = time.perf_counter(), time.process_time()
+    while (spent := time.perf_counter() - began) < seconds:
+        for rows in batches:
+            builder.build(rows, epoch)
+            cells += len(rows)
+        epoch += 1
+    return cells / spent, (time.process_time() - cpu) * 1e3 / cells
+
+
+def copy_rate(builder, rows: np.ndarray) -> float:
+    """Cells per second at which memory merely copies as many bytes as a batch holds: the floor of any builder."""
+    batch = builder.build(rows, 0)
+    tensors = [batch["input_ids"], batch["attention_mask"], *batch.get("labels", {}).values()]
+    source = np.ones(sum(tensor.numel() * tensor.element_size() for tensor in tensors), dtype=np.uint8)
+    target = np.empty_like(source)
+    began = time.perf_counter()
+    for _ in range(2000):
+        np.copyto(target, source)
+    return 2000 * len(rows) / (time.perf_counter() - began)
+
+
+def loader_rate(builder, n_cells: int, arguments) -> float:
+    """Cells per second through a DataLoader, after a first epoch that starts its workers."""
+    from bmfm_pipeline.batching import CellDataset, EpochBatchSampler, make_loader
+
+    sampler = EpochBatchSampler(n_cells, arguments.batch, shuffle=True, seed=1)
+    loader = make_loader(CellDataset(builder, np.arange(n_cells)), sampler, arguments.workers)
+    for _ in loader:
+        pass
+    sampler.set_epoch(1)
+    began = time.perf_counter()
+    for _ in loader:
+        pass
+    return n_cells / (time.perf_counter() - began)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--h5ad", help="a processed file (CSR, uncompressed) instead of synthetic cells")
+    parser.add_argument("--cells", type=int, default=20000)
+    parser.add_argument("--genes", type=int, default=20000)
+    parser.add_argument("--genes-per-cell", type=int, default=525)
+    parser.add_argument("--batch", type=int, default=20)
+    parser.add_argument("--max-length", type=int, default=512)
+    parser.add_argument("--order", choices=["none", "random", "sorted"], default="random")
+    parser.add_argument("--mask-ratio", type=float, default=0.5)
+    parser.add_argument("--switch-ratio", type=float, default=0.5)
+    parser.add_argument("--mask-genes", action="store_true", help="mask genes as well as expressions")
+    parser.add_argument("--continuous", action="store_true", help="expressions as floats instead of tokens")
+    parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=3.0)
+    arguments = parser.parse_args()
+
+    began = time.perf_counter()
+    import torch
+
+    import bmfm_pipeline.batching.builder  # noqa: F401  the import is what is timed
+
+    imports = time.perf_counter() - began
+    torch.set_num_threads(1)
+    if arguments.h5ad:
+        from bmfm_pipeline.data.store import CellStore
+
+        store = CellStore(arguments.h5ad)
+    else:
+        store = SyntheticStore(arguments.cells, arguments.genes, arguments.genes_per_cell)
+    builder = make_builder(store, arguments)
+    n_cells = len(store.indptr) - 1
+    order = np.random.default_rng(0).permutation(n_cells)
+    whole = max(n_cells // arguments.batch, 1)
+    batches = [order[i * arguments.batch : (i + 1) * arguments.batch] for i in range(whole)]
+
+    began = time.perf_counter()
+    builder.build(batches[0], 0)
+    first_batch = time.perf_counter() - began
+    cells_per_s, cpu_ms = timed_batches(builder, batches, arguments.seconds)
+    print(
+        json.dumps(
+            {
+                "benchmark": "batches",
+                "cells_per_s": round(cells_per_s),
+                "cpu_ms_per_cell": round(cpu_ms, 5),
+                "loader_cells_per_s": round(loader_rate(builder, n_cells, arguments)),
+                "memory_copy_cells_per_s": round(copy_rate(builder, batches[0])),
+                "first_batch_s": round(first_batch, 3),
+                "imports_s": round(imports, 2),
+                "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+                "hardware": hardware(),
+                "threads": 1,
+                "workers": arguments.workers,
+                "batch": arguments.batch,
+                "max_length": arguments.max_length,
+                "order": arguments.order,
+                "fields": "genes and expressions masked" if arguments.mask_genes else "expressions masked",
+                "values": "continuous" if arguments.continuous else "tokens",
+                "mask_ratio": arguments.mask_ratio,
+                "switch_ratio": arguments.switch_ratio,
+                "cells": n_cells,
+                "genes_per_cell": round(float(np.mean(np.diff(store.indptr))), 1),
+                "source": Path(arguments.h5ad).name if arguments.h5ad else "synthetic",
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

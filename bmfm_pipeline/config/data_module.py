@@ -55,6 +55,7 @@ class TransformKwargs(Section):
     fit_on: Literal["train", "all"] = "train"
     layer: str | None = None
     duplicate_genes: Literal["refuse", "sum", "first"] = "refuse"
+    input_values: Literal["counts", "any"] = "counts"
 
 
 class DatasetKwargs(Section):

@@ -29,7 +29,13 @@ def run_step(job_file: str, step: str, on_progress: Progress | None = None) -> d
             return {"uri": finished.uri, "hash": finished.hash, "summary": finished.summary, "table": [], "links": {}}
         function = getattr(importlib.import_module(STAGE_MODULES[job.stage]), step)
         result = {"uri": "", "hash": "", "summary": {}, "table": [], "links": {}}
-        result.update(function(job, on_progress or (lambda event: None)))
+        try:
+            result.update(function(job, on_progress or (lambda event: None)))
+        except BaseException as error:
+            from bmfm_pipeline.stages.tracked import fail_tracking
+
+            fail_tracking(job, error)
+            raise
         if job.run_dir.exists():
             write_json_atomic(job.run_dir / "steps" / f"{step}.json", result)
     return result

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import signal
 import sys
 import threading
@@ -32,7 +33,8 @@ class StopRequest:
 
     def watch_parent(self) -> None:
         def read():
-            while sys.stdin.buffer.read(4096):
+            # The descriptor itself: a buffered reader would hold a lock that aborts the interpreter when it shuts down.
+            while os.read(0, 4096):
                 pass
             self.reason = self.reason or "the parent process is gone"
 

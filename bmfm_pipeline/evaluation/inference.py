@@ -1,0 +1,78 @@
+"""One pass of a model over cells: labels with probabilities, masked-field scores, embeddings."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from bmfm_pipeline.evaluation.predictions import LabelPredictions, Predictions
+
+
+@torch.inference_mode()
+def predict_loader(
+    model: torch.nn.Module,
+    loader,
+    class_names: dict[str, list[str]],
+    *,
+    truth: dict[str, np.ndarray] | None = None,
+    objectives=None,
+    pooling: str | int | list | None = None,
+    on_batch: Callable[[int], None] | None = None,
+    precision: str = "32-true",
+    device: str = "cpu",
+) -> Predictions:
+    """Predictions for every cell of `loader`, in its order.
+
+    `class_names` maps label columns to class names in id order ([] for regression); `truth` holds values of all cells of the
+    store, looked up by the batch's cell_index. With `objectives` (of masked fields), their metrics and the constant guess's are in
+    `fields`. `pooling` asks for embeddings.
+    """
+    from bmfm_pipeline.models import pool
+    from bmfm_pipeline.objectives import RunningMetrics
+
+    model = model.to(device).eval()
+    running = RunningMetrics(objectives) if objectives is not None and objectives.tasks else None
+    cells: list[str] = []
+    rows: list[np.ndarray] = []
+    outputs: dict[str, list[np.ndarray]] = {name: [] for name in class_names}
+    embeddings: list[np.ndarray] = []
+    dtype = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}.get(precision)
+    done = 0
+    for batch in loader:
+        labels = batch.get("labels", {})
+        positions = objectives.positions(labels) if running else {}
+        with torch.autocast(device, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
+            output = model(
+                batch["input_ids"].to(device), batch["attention_mask"].to(device), positions=_to(positions, device)
+            )
+        if running:
+            running.update(_to(output.logits, "cpu"), labels, positions)
+        for name in class_names:
+            outputs[name].append(_label_output(output.logits[name].float(), bool(class_names[name])))
+        if pooling is not None:
+            embeddings.append(pool(output, batch["attention_mask"].to(device), pooling).float().cpu().numpy())
+        cells += batch["cell_name"]
+        rows.append(batch["cell_index"].numpy())
+        done += len(batch["cell_name"])
+        if on_batch:
+            on_batch(done)
+    index = np.concatenate(rows) if rows else np.array([], dtype=np.int64)
+    found = {}
+    for name, names in class_names.items():
+        values = np.concatenate(outputs[name]) if outputs[name] else np.zeros((0, max(1, len(names))))
+        true = truth[name][index] if truth else np.full(len(index), -100 if names else np.nan)
+        if names:
+            found[name] = LabelPredictions(true, values.argmax(axis=1), values, names)
+        else:
+            found[name] = LabelPredictions(true, values.ravel())
+    fields = {name: float(value) for name, value in running.compute().items()} if running else {}
+    return Predictions(cells, found, fields, np.concatenate(embeddings) if embeddings else None)
+
+
+def _label_output(logits: torch.Tensor, classes: bool) -> np.ndarray:
+    return (torch.softmax(logits, dim=-1) if classes else logits.reshape(-1)).cpu().numpy().astype(np.float64)
+
+
+def _to(values: dict[str, Any], device: str) -> dict[str, Any]:
+    return {name: value.to(device) for name, value in values.items()}

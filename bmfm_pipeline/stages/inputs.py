@@ -1,0 +1,153 @@
+"""Which files a run reads: found, named by content, and refused with a sentence when they are not there."""
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bmfm_pipeline.config import load_entry, require_path
+from bmfm_pipeline.errors import ConfigError, DataError, StorageError
+from bmfm_pipeline.storage import (
+    Workspace,
+    content_hash,
+    find_artefact,
+    hash_bytes,
+    is_remote,
+    join_uri,
+    load_artefact,
+    localise,
+    strip_userinfo,
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the cells of a run come from: a file (local or remote), or a builder that makes it from installed packages."""
+
+    uri: str
+    builder: str | None = None
+    processed: bool = False
+
+    def open_path(self, folder: Path) -> Path:
+        """A local file: built or downloaded under `folder` when it is not one already."""
+        if self.builder == "zheng68k_mini":
+            from bmfm_pipeline.data.sources import zheng68k_mini
+
+            path = folder / "zheng68k-mini.h5ad"
+            if not path.exists():
+                folder.mkdir(parents=True, exist_ok=True)
+                zheng68k_mini.build(path)
+            return path
+        return localise(self.uri, folder)
+
+
+def find_source(run) -> Source:
+    """The source of a run: explicit paths first, then the catalogue's.
+
+    Raises ConfigError when nothing names a file, DataError when the named file is not there.
+    """
+    settings = run.data_module
+    if not settings.transform_datasets:
+        path = settings.dataset_kwargs.processed_data_source or settings.transform_kwargs.processed_data_source
+        if not path:
+            raise ConfigError(
+                "data_module.transform_datasets is false, so data_module.dataset_kwargs.processed_data_source must name the "
+                "processed h5ad to use; or set data_module.transform_datasets=true to make it"
+            )
+        return _existing(require_path(path, "data_module.dataset_kwargs.processed_data_source"), processed=True)
+    named = settings.transform_kwargs.source_h5ad_file_name
+    entry = load_entry(run.dataset) if run.dataset else None
+    if named:
+        named = require_path(named, "data_module.transform_kwargs.source_h5ad_file_name")
+        if settings.data_dir and not is_remote(named) and not Path(named).is_absolute() and not Path(named).exists():
+            folder = require_path(settings.data_dir, "data_module.data_dir")
+            return _existing(join_uri(folder, "h5ad", named))
+        return _existing(named)
+    if entry is not None and entry.source.builder and not settings.data_dir:
+        return Source(uri=f"builder:{entry.source.builder}", builder=entry.source.builder)
+    if settings.data_dir:
+        if entry is None:
+            raise ConfigError(
+                "data_module.data_dir is set but no file is named; set data_module.transform_kwargs.source_h5ad_file_name to the h5ad file"
+            )
+        folder = require_path(settings.data_dir, "data_module.data_dir")
+        return _existing(
+            join_uri(folder, entry.source.file), hint=f"{run.dataset} expects {entry.source.file} in that folder"
+        )
+    raise ConfigError(
+        "no data is named; set data_module.transform_kwargs.source_h5ad_file_name to an h5ad file, or choose a dataset of "
+        "`bmfm datasets` with dataset=NAME"
+    )
+
+
+def _existing(uri: str, processed: bool = False, hint: str = "") -> Source:
+    if not is_remote(uri):
+        path = Path(uri).expanduser().absolute()
+        if not path.exists():
+            near = sorted(entry.name for entry in path.parent.glob("*.h5ad"))[:5] if path.parent.is_dir() else []
+            there = (
+                f"; that folder has {', '.join(near)}"
+                if near
+                else ""
+                if path.parent.is_dir()
+                else f"; {path.parent} does not exist either"
+            )
+            raise DataError(f"{path}: no such file{there}{'; ' + hint if hint else ''}")
+        if path.is_dir():
+            raise DataError(f"{path}: is a folder, an h5ad file is needed")
+        uri = str(path)
+    return Source(uri=uri, processed=processed)
+
+
+def source_inputs(run, workspace: Workspace) -> dict[str, dict[str, Any]]:
+    """The inputs of preprocessing by role, each with the hash of its content."""
+    source = find_source(run)
+    if source.builder:
+        inputs = {"source": {"id": _builder_hash(source.builder), "uri": source.uri}}
+    else:
+        inputs = {"source": {"id": content_hash(source.uri, workspace.memo), "uri": strip_userinfo(source.uri)}}
+    settings = run.data_module
+    for role, value in (("label_dict", settings.dataset_kwargs.label_dict_path), ("tokenizer", _tokenizer_folder(run))):
+        if not value:
+            continue
+        path = require_path(value, role)
+        if is_remote(path) or Path(path).exists():
+            inputs[role] = {"id": content_hash(path, workspace.memo), "uri": strip_userinfo(path)}
+        elif role == "tokenizer":
+            raise ConfigError(
+                f"tokenizer.identifier: {path} does not exist; name a folder that holds tokenizers/<field>/, or 'data'"
+            )
+    return inputs
+
+
+def _tokenizer_folder(run) -> str | None:
+    return None if run.tokenizer.identifier == "data" else run.tokenizer.identifier
+
+
+def _builder_hash(builder: str) -> str:
+    """Hash of what a builder reads, so that planning needs neither to build nor to import the package that ships it."""
+    spec = importlib.util.find_spec("scanpy")
+    packaged = Path(spec.origin).parent / "datasets" / "10x_pbmc68k_reduced.h5ad" if spec and spec.origin else None
+    if packaged is None or not packaged.exists():
+        raise DataError(
+            "zheng68k-mini is built from cells that ship inside scanpy, which is not installed; run `pip install scanpy`"
+        )
+    return hash_bytes(f"{builder}:{content_hash(packaged)}".encode())
+
+
+def input_folder(job, role: str) -> Path:
+    """The folder of an input on this machine; an artefact is looked up again, for it may have been deleted meanwhile."""
+    entry = job.inputs[role]
+    cache = job.run_dir / "inputs" / role
+    if not entry.get("stage"):
+        return localise(entry["uri"], cache)
+    artefact = find_artefact(Workspace(job.workspace), entry["stage"], entry["id"])
+    if artefact is None:
+        try:
+            artefact = load_artefact(entry["uri"])  # of another workspace
+        except StorageError:
+            raise StorageError(
+                f"{job.stage}: its input {role} ({entry['stage']} artefact {entry['uri']}) is missing or damaged; "
+                f"run `bmfm {entry['stage']}` (or `bmfm run`) again to rebuild it"
+            ) from None
+    return artefact.local(cache)

@@ -1,0 +1,239 @@
+"""From a dataset's name or a config to jobs with keys: composes and checks everything before any data is read."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bmfm_pipeline.config import RunConfig, compose, find_accelerator, list_entries, load_entry, settle_execution
+from bmfm_pipeline.errors import ConfigError, DataError
+from bmfm_pipeline.stages.inputs import source_inputs
+from bmfm_pipeline.stages.jobs import STAGES, Job, make_job
+from bmfm_pipeline.stages.models import CheckpointSource, find_checkpoint
+from bmfm_pipeline.storage import Workspace, is_remote, load_artefact, read_json
+
+DEFAULT_CONFIGS = {
+    "preprocess": "fine_tune_train_config",
+    "pretrain": "pre_train_config",
+    "finetune": "fine_tune_train_config",
+    "evaluate": "test_config",
+    "predict": "predict_config",
+}
+
+
+def compose_stage(
+    stage: str,
+    target: str | None = None,
+    *,
+    config_name: str | None = None,
+    config_dir: str | None = None,
+    overrides: Sequence[str] = (),
+    label: str | None = None,
+) -> RunConfig:
+    """The whole resolved and checked configuration of a stage, for a dataset name, an h5ad file, or as the config file says."""
+    if config_name is None and target is None:
+        raise ConfigError(f"{stage}: name a dataset (see `bmfm datasets`), an h5ad file, or a config with -cn")
+    run = compose(config_name or DEFAULT_CONFIGS[stage], [*target_overrides(target, label), *overrides], config_dir)
+    return settled(run)
+
+
+def settled(run: RunConfig) -> RunConfig:
+    """The run with the accelerator and precision this machine has: what is computed is what the key says."""
+    task, notes = settle_execution(run.task, find_accelerator())
+    for note in notes:
+        run.note(note)
+    return run.model_copy(update={"task": task})
+
+
+def target_overrides(target: str | None, label: str | None = None) -> list[str]:
+    """Hydra overrides that point a packaged config at `target`; `label` names the obs column to predict."""
+    overrides = []
+    if target is not None:
+        names = [entry.name for entry in list_entries()]
+        if target in names:
+            overrides.append(f"dataset={target}")
+        elif target.endswith(".h5ad") or "/" in target or is_remote(target):
+            path = target if is_remote(target) else str(Path(target).expanduser().absolute())
+            if not is_remote(path):
+                if Path(path).is_dir():
+                    raise DataError(f"{target}: is a folder; name an h5ad file in it (or a dataset of `bmfm datasets`)")
+                if not Path(path).exists():
+                    raise DataError(f"{target}: no such file; datasets known by name: {', '.join(names)}")
+            overrides += ["dataset=null", f"++data_module.transform_kwargs.source_h5ad_file_name={json.dumps(path)}"]
+            if label is None:
+                overrides.append("++label_columns=[]")
+        else:
+            import difflib
+
+            close = difflib.get_close_matches(target, names, 1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise ConfigError(f"'{target}' is neither an h5ad file nor a known dataset ({', '.join(names)}){hint}")
+    if label is not None:
+        column = json.dumps(label)
+        overrides.append(f"++label_columns=[{{label_column_name: {column}, is_stratification_label: true}}]")
+    return overrides
+
+
+def run_name(run: RunConfig) -> str:
+    """The name of the data a run is about: the catalogue's, else the file's."""
+    if run.dataset:
+        return run.dataset
+    settings = run.data_module
+    path = settings.transform_kwargs.source_h5ad_file_name or settings.dataset_kwargs.processed_data_source or "data"
+    return Path(str(path)).stem
+
+
+def _plan_preprocess(run: RunConfig, workspace: Workspace) -> Job:
+    return make_job(
+        "preprocess",
+        run_name(run),
+        workspace,
+        run.model_dump(mode="json"),
+        run.key_view("preprocess"),
+        source_inputs(run, workspace),
+    )
+
+
+def _plan_training(
+    stage: str, run: RunConfig, workspace: Workspace, data: Job, checkpoint: CheckpointSource | Job | None
+) -> Job:
+    inputs = {"data": data.as_input()}
+    if checkpoint is not None:
+        inputs["checkpoint"] = checkpoint.as_input()
+    return make_job(stage, data.name, workspace, run.model_dump(mode="json"), run.key_view(stage), inputs)
+
+
+def _plan_evaluation(
+    test: RunConfig, trained: dict[str, Any], name: str, workspace: Workspace, inputs: dict[str, dict[str, Any]]
+) -> Job:
+    """Test settings of `test` (task, evaluation) on the data, fields and labels that the model was trained with."""
+    merged = {
+        **trained,
+        "task": test.model_dump(mode="json")["task"],
+        "evaluation": test.model_dump(mode="json")["evaluation"],
+    }
+    run = RunConfig.model_validate(merged)
+    return make_job("evaluate", name, workspace, run.model_dump(mode="json"), run.key_view("evaluate"), inputs)
+
+
+def plan_stage(
+    stage: str,
+    target: str | None = None,
+    *,
+    config_name: str | None = None,
+    config_dir: str | None = None,
+    overrides: Sequence[str] = (),
+    label: str | None = None,
+    workspace: str | None = None,
+) -> list[Job]:
+    """The jobs that end in `stage`, in the order they run: a stage started alone finds or makes what it needs.
+
+    pretrain and finetune need preprocessed data; evaluate needs the model that task.checkpoint names, or, with a target, the
+    fine-tuned model of the whole chain.
+    """
+    if stage not in STAGES:
+        raise ConfigError(f"unknown stage '{stage}'; stages are {', '.join(STAGES)}")
+    place = Workspace(workspace)
+    if stage == "evaluate":
+        return _plan_evaluate_stage(target, config_name, config_dir, overrides, label, place)
+    run = compose_stage(stage, target, config_name=config_name, config_dir=config_dir, overrides=overrides, label=label)
+    data = _plan_preprocess(run, place)
+    if stage == "preprocess":
+        return [data]
+    checkpoint = find_checkpoint(run.model.checkpoint if run.model else None, place, data.name)
+    return [data, _plan_training(stage, run, place, data, checkpoint)]
+
+
+def _plan_evaluate_stage(target, config_name, config_dir, overrides, label, place: Workspace) -> list[Job]:
+    test_overrides = [word for word in overrides if _belongs(word, "evaluate")]
+    test = settled(
+        compose(
+            config_name or DEFAULT_CONFIGS["evaluate"], [*target_overrides(target, label), *test_overrides], config_dir
+        )
+    )
+    named = getattr(test.task, "checkpoint", None)
+    if not named:
+        if target is None:
+            raise ConfigError(
+                "evaluate: task.checkpoint must name a fine-tuned model artefact (or give a dataset to run the chain for)"
+            )
+        return plan_pipeline(target, label=label, overrides=overrides, workspace=place.uri)
+    source = find_checkpoint(named, place, run_name(test), stage="finetune")
+    model = load_artefact(source.uri)
+    trained = read_json(Path(model.local()) / "run_config.json")
+    inputs = {"model": source.as_input(), "data": model.inputs["data"]}
+    return [_plan_evaluation(test, trained, model.summary.get("name", run_name(test)), place, inputs)]
+
+
+def plan_pipeline(
+    target: str,
+    *,
+    label: str | None = None,
+    overrides: Sequence[str] = (),
+    workspace: str | None = None,
+    controls: str | None = None,
+) -> list[Job]:
+    """preprocess, pretrain, finetune, evaluate on `target`, in order, each fed by the ones before.
+
+    Overrides of `task.*` go to the stages whose task has that key; `pretrain.KEY=VALUE` (or another stage's name in front)
+    reaches that stage alone. A dataset without label columns is pretrained and its masked predictions are evaluated.
+    """
+    place = Workspace(workspace)
+    if controls is not None:
+        overrides = [*overrides, f"evaluate.evaluation.controls={controls}"]
+
+    def composed(stage: str) -> RunConfig:
+        return compose_stage(stage, target, overrides=stage_overrides(stage, overrides), label=label)
+
+    finetune_run, pretrain_run, test_run = composed("finetune"), composed("pretrain"), composed("evaluate")
+    data = _plan_preprocess(finetune_run, place)
+    pretrain = _plan_training(
+        "pretrain", pretrain_run, place, data, find_checkpoint(_checkpoint(pretrain_run), place, data.name)
+    )
+    if not finetune_run.label_columns:
+        inputs = {"model": pretrain.as_input(), "data": data.as_input()}
+        return [data, pretrain, _plan_evaluation(test_run, pretrain.config, data.name, place, inputs)]
+    start = find_checkpoint(_checkpoint(finetune_run), place, data.name) or pretrain
+    finetune = _plan_training("finetune", finetune_run, place, data, start)
+    inputs = {"model": finetune.as_input(), "data": data.as_input()}
+    evaluate = _plan_evaluation(test_run, finetune.config, data.name, place, inputs)
+    return [data, pretrain, finetune, evaluate]
+
+
+def _checkpoint(run: RunConfig) -> str | None:
+    return run.model.checkpoint if run.model else None
+
+
+def stage_overrides(stage: str, overrides: Sequence[str]) -> list[str]:
+    """The overrides of `bmfm run` that concern one stage; one that concerns none is an error."""
+    own = []
+    for word in overrides:
+        bare = word.lstrip("+~")
+        head = bare.split(".", 1)[0]
+        if head in STAGES:
+            if head == stage:
+                own.append(word.replace(head + ".", "", 1))
+        elif _belongs(word, stage):
+            own.append(word)
+        elif not any(_belongs(word, other) for other in STAGES):
+            raise ConfigError(f"{word}: no stage has such a task key; see docs/configuration.md")
+    return own
+
+
+def _belongs(word: str, stage: str) -> bool:
+    """Whether an override can be applied to a stage's config: task keys differ between training and testing."""
+    from bmfm_pipeline.config import TestTaskConfig, TrainingTaskConfig
+
+    name = word.lstrip("+~").split("=", 1)[0]
+    parts = name.split(".")
+    if parts[0] == "task" and len(parts) > 1:
+        model = TestTaskConfig if stage == "evaluate" else TrainingTaskConfig
+        return parts[1] in model.model_fields
+    if stage == "evaluate":
+        return parts[0] in ("task", "evaluation", "seed", "dataset", "label_columns")
+    return True
+
+
+def dataset_schedule(name: str):
+    """When the catalogue would re-evaluate a dataset: its schedule entry, or None."""
+    return load_entry(name).schedule

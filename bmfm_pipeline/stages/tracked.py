@@ -1,0 +1,107 @@
+"""Each stage's run in MLflow: opened by its first step, fed while it works, closed by its last or by an error."""
+
+from pathlib import Path
+from typing import Any
+
+from bmfm_pipeline.stages.jobs import Job
+from bmfm_pipeline.storage import Artefact, read_json, write_json_atomic
+from bmfm_pipeline.tracking import EXPERIMENT, StageTracker, tracking_uri
+
+# Trackers of this process by job key: steps of one process share a connection and a buffer.
+_open: dict[str, StageTracker] = {}
+
+
+def _tracker(job: Job) -> StageTracker | None:
+    """The tracker of a job that was started, continued by its run id in another process."""
+    if job.key in _open:
+        return _open[job.key]
+    file = job.run_dir / "mlflow.json"
+    if not file.exists():
+        return None
+    state_dir = job.place.state_dir
+    tracker = StageTracker(
+        tracking_uri(state_dir), EXPERIMENT, job.stage, run_id=read_json(file)["run_id"], state_dir=state_dir
+    )
+    _open[job.key] = tracker
+    return tracker
+
+
+def start_tracking(job: Job) -> None:
+    """Open the stage's run: under its pipeline's, tagged with the Prefect run, with config, data and code."""
+    state_dir = job.place.state_dir
+    tags = {
+        "bmfm.stage": job.stage,
+        "bmfm.dataset": job.name,
+        "bmfm.key": job.key,
+        "bmfm.code_version": job.code,
+        "prefect.flow_run_id": job.context.get("prefect_flow_run_id", ""),
+        "prefect.flow_run_url": job.context.get("prefect_flow_run_url", ""),
+    }
+    tracker = StageTracker(
+        tracking_uri(state_dir),
+        EXPERIMENT,
+        f"{job.stage}-{job.name}",
+        parent_run_id=job.context.get("mlflow_parent_run_id") or None,
+        tags={name: value for name, value in tags.items() if value},
+        state_dir=state_dir,
+    )
+    tracker.log_config(job.config)
+    for role, entry in job.inputs.items():
+        tracker.log_dataset(f"{job.name}-{role}", entry["id"], source=entry["uri"], context=role)
+    write_json_atomic(job.run_dir / "mlflow.json", {"run_id": tracker.run_id})
+    _open[job.key] = tracker
+
+
+def log_progress(job: Job, event: dict[str, Any]) -> None:
+    """Metrics of a training event, while it trains."""
+    tracker = _tracker(job)
+    if tracker is None:
+        return
+    if event["kind"] == "progress":
+        values = {
+            "train/loss": event["loss"],
+            "cells_per_s": event["cells_per_s"],
+            "loader_wait_share": event["loader_wait_share"],
+        }
+        tracker.log_metrics(values, step=event["step"])
+    elif event["kind"] == "validation":
+        tracker.log_metrics(event["metrics"], step=event["step"])
+
+
+def finish_tracking(
+    job: Job,
+    artefact: Artefact,
+    *,
+    files: list[str] = (),
+    metrics: dict[str, float] | None = None,
+    history: Path | None = None,
+) -> dict[str, str]:
+    """Record what the stage made and close its run; returns links for people."""
+    tracker = _tracker(job)
+    if tracker is None:
+        return {}
+    tracker.set_tags({"bmfm.artefact": artefact.uri, "bmfm.artefact_hash": artefact.hash})
+    numbers = {
+        name: float(value)
+        for name, value in artefact.summary.items()
+        if isinstance(value, int | float) and value is not True
+    }
+    tracker.log_metrics({**numbers, **(metrics or {})})
+    if history is not None and history.exists():
+        tracker.log_history(history)
+    folder = artefact.local(job.run_dir / "published")
+    for name in files:
+        if (folder / name).exists():
+            tracker.log_artifact(folder / name)
+    url = tracker.url
+    tracker.end("FINISHED")
+    _open.pop(job.key, None)
+    return {"MLflow run": url} if url else {}
+
+
+def fail_tracking(job: Job, error: BaseException) -> None:
+    """Close the run of a stage that ended with an error."""
+    tracker = _tracker(job)
+    if tracker is not None:
+        tracker.__exit__(type(error), error, None)
+        _open.pop(job.key, None)

@@ -1,0 +1,92 @@
+"""Pretrain and fine-tune: prepare inputs, train in a child process, publish the model. One function per step."""
+
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from bmfm_pipeline.config import RunConfig
+from bmfm_pipeline.stages.inputs import input_folder
+from bmfm_pipeline.stages.jobs import Job
+from bmfm_pipeline.stages.running import Progress, step_result
+from bmfm_pipeline.stages.tracked import finish_tracking, log_progress, start_tracking
+from bmfm_pipeline.storage import publish as publish_artefact
+from bmfm_pipeline.storage import write_json_atomic
+from bmfm_pipeline.training import TrainSpec, train_in_child
+
+logger = logging.getLogger(__name__)
+
+
+def prepare(job: Job, on_progress: Progress) -> dict[str, Any]:
+    """Bring the inputs to this machine and write down what the child process is to do."""
+    job.place.check_writable()
+    start_tracking(job)
+    data = input_folder(job, "data")
+    checkpoint = input_folder(job, "checkpoint") if "checkpoint" in job.inputs else None
+    if checkpoint is None and job.stage == "finetune":
+        logger.warning("finetune: model.checkpoint is null: training FROM SCRATCH, without a pretrained model")
+    spec = TrainSpec(
+        stage=job.stage,
+        config=job.config,
+        data=str(data),
+        init_from=None if checkpoint is None else str(checkpoint),
+        run_dir=str(job.run_dir / "training"),
+    )
+    write_json_atomic(job.run_dir / "train_spec.json", spec.to_dict())
+    run = RunConfig.model_validate(job.config)
+    summary = {"data": str(data), "start": "pretrained" if checkpoint else "from scratch", "notes": run.notes}
+    return {"uri": str(job.run_dir / "train_spec.json"), "summary": summary}
+
+
+def _link(source: Path, target: Path) -> None:
+    """The same bytes under a second name, copied only where links are not possible: publishing may fail and be tried again."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def train(job: Job, on_progress: Progress) -> dict[str, Any]:
+    """Train in a child process; raises Preempted when it was stopped and can be resumed by running the step again."""
+    spec = TrainSpec.from_file(job.run_dir / "train_spec.json")
+
+    def relay(event: dict[str, Any]) -> None:
+        on_progress({"stage": job.stage, **event})
+        log_progress(job, event)
+
+    result = train_in_child(spec, on_progress=relay)
+    return {"uri": str(result.model_dir), "summary": result.summary}
+
+
+def publish(job: Job, on_progress: Progress) -> dict[str, Any]:
+    """Publish the best weights as a model folder with all that prediction needs, the checkpoints and the history."""
+    trained = step_result(job, "train")
+    training = job.run_dir / "training"
+    staging = job.staging
+    shutil.rmtree(staging, ignore_errors=True)
+    shutil.copytree(trained["uri"], staging)
+    for name in ("history.jsonl", "loading_report.json"):
+        if (training / name).exists():
+            shutil.copy2(training / name, staging / name)
+    (staging / "checkpoints").mkdir()
+    for file in sorted((training / "checkpoints").glob("*.ckpt")):
+        _link(file, staging / "checkpoints" / file.name)
+    (staging / "run_config.json").write_text(json.dumps(job.config, indent=1))
+    artefact = publish_artefact(
+        staging,
+        job.place,
+        job.stage,
+        job.key,
+        inputs=job.inputs,
+        config=job.view,
+        code_version=job.code,
+        summary={"name": job.name, **trained["summary"]},
+    )
+    folder = artefact.local(job.run_dir / "published")
+    links = finish_tracking(
+        job, artefact, files=["loading_report.json", "config.json", "label_dict.json"], history=folder / "history.jsonl"
+    )
+    shutil.rmtree(training, ignore_errors=True)
+    return {"uri": artefact.uri, "hash": artefact.hash, "summary": artefact.summary, "links": links}

@@ -7,7 +7,6 @@ _EXPORTS = {
     "BatchReport": "bmfm_pipeline.batching.builder",
     "BatchingConfig": "bmfm_pipeline.batching.settings",
     "CellDataset": "bmfm_pipeline.batching.loading",
-    "CellLoader": "bmfm_pipeline.batching.loading",
     "EpochBatchSampler": "bmfm_pipeline.batching.loading",
     "FieldSpec": "bmfm_pipeline.batching.settings",
     "balancing_weights": "bmfm_pipeline.batching.loading",

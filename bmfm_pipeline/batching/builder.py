@@ -1,5 +1,7 @@
 """BatchBuilder: the batch of chosen cells, written by compiled kernels straight into the arrays that the model gets."""
 
+import itertools
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,27 +13,35 @@ from bmfm_pipeline.batching import kernels
 from bmfm_pipeline.batching.settings import BatchingConfig, FieldSpec, check_settings
 from bmfm_pipeline.errors import ConfigError, DataError
 
-_ORDERS = {None: kernels.ORDER_NONE, "random": kernels.ORDER_RANDOM, "sorted": kernels.ORDER_SORTED}
 _OUTSIDE, _EMPTY, _CELLS = range(3)
-_WORKERS = 256
+_THREADS, _WORKERS = 128, 128
+_THREAD, _NEXT_ROW = threading.local(), itertools.count()
 
 
 @dataclass
 class BatchReport:
-    """What was left out on the way: counted, never silent. Loader workers add to the same counts once `share` was called."""
+    """What was left out on the way: counted, never silent. Forked loader workers add to them once `share` was called."""
 
     unknown_genes: int = 0
     unknown_gene_examples: list[str] = field(default_factory=list)
-    _counts: torch.Tensor = field(default_factory=lambda: torch.zeros((_WORKERS, 3), dtype=torch.int64), repr=False)
+    _counts: torch.Tensor = field(
+        default_factory=lambda: torch.zeros((_THREADS + _WORKERS, 3), dtype=torch.int64), repr=False
+    )
 
     def share(self) -> None:
         """Put the counts into memory that worker processes share."""
         self._counts.share_memory_()
 
     def add(self, outside: int, empty: int, cells: int) -> None:
-        """Count one batch; every worker has a row of its own, so that none overwrites another's."""
+        """Count one batch; every thread and worker process has a row of its own, so that none overwrites another's."""
         worker = torch.utils.data.get_worker_info()
-        counts = self._counts.numpy()[0 if worker is None else 1 + worker.id % (_WORKERS - 1)]
+        if worker is not None:
+            row = _THREADS + worker.id % _WORKERS
+        else:
+            row = getattr(_THREAD, "row", None)
+            if row is None:
+                row = _THREAD.row = next(_NEXT_ROW) % _THREADS
+        counts = self._counts.numpy()[row]
         counts[_OUTSIDE] += outside
         counts[_EMPTY] += empty
         counts[_CELLS] += cells
@@ -206,8 +216,12 @@ class BatchBuilder:
         seed, epoch = np.uint64(config.seed & 0xFFFFFFFFFFFFFFFF), np.uint64(epoch)
         columns, counts = np.empty((batch, room), np.int32), np.empty(batch, np.int64)
         values, sums = np.empty((1, batch, room), np.float32), np.empty(batch, np.float64)
+        ranking = np.zeros(0, np.int32)
+        if config.sequence_order == "sorted":
+            ranking = np.empty(int(np.sum(self._csr[None][0][rows + 1] - self._csr[None][0][rows])), np.int32)
+            kernels.rank_genes(rows, *self._csr[None], self._column_ids, config.limit_genes is None, ranking)
         kernels.pick_genes(
-            rows, *self._csr[None], self._column_ids, config.limit_genes is None, _ORDERS[config.sequence_order],
+            rows, *self._csr[None], self._column_ids, config.limit_genes is None, config.sequence_order == "random", ranking,
             config.max_mfi_data_len or self._longest, seed, epoch, config.log_normalize_transform, columns, values[0], counts, sums,
         )  # fmt: skip
         length = self._length(counts)

@@ -17,7 +17,6 @@ def _compiled(function):
 
 
 IGNORED = -100
-ORDER_NONE, ORDER_RANDOM, ORDER_SORTED = 0, 1, 2
 KIND_GENES, KIND_TOKENS, KIND_CONTINUOUS = 0, 1, 2
 UNK, SEP, PAD, CLS, MASK = 0, 1, 2, 3, 4
 # What `marks` says of a position.
@@ -60,57 +59,76 @@ def _below(bits, bound):
     return np.int64(((bits >> _HALF) * np.uint64(bound)) >> _HALF)
 
 
-@numba.njit
-def _sort_descending(spots, spare, values, keys, spare_keys, tallies, n):
-    """Stable radix sort of spots[:n] by values[:n] (float32), largest first; `keys` views the bits of `values`.
+@_compiled
+def rank_genes(rows, indptr, indices, data, column_ids, keep_unknown, ranking):
+    """The genes of each row by value, largest first, equal ones in stored order, as offsets into the row.
 
-    Three digits of 11 bits; a digit that all keys share, as the low ones of small whole numbers, costs no pass.
+    ranking: int32, room for all entries of the rows, row after row. Values are compared as float32 by a stable radix sort of three
+    digits of 11 bits; a digit that all share, as the low ones of small whole numbers, costs no pass.
     """
-    tallies[:] = 0
-    for i in range(n):
-        values[i] += np.float32(0)  # -0.0 and 0.0 are equal
-        bits = keys[i]
-        bits = bits if bits >> np.uint32(31) else bits ^ np.uint32(0x7FFFFFFF)
-        keys[i] = bits
-        tallies[0, bits & np.uint32(2047)] += 1
-        tallies[1, (bits >> np.uint32(11)) & np.uint32(2047)] += 1
-        tallies[2, bits >> np.uint32(22)] += 1
-    for digit in range(3):
-        shift = np.uint32(11 * digit)
-        tally = tallies[digit]
-        if n == 0 or tally[(keys[0] >> shift) & np.uint32(2047)] == n:
-            continue
-        place = 0
-        for d in range(2048):
-            size = tally[d]
-            tally[d] = place
-            place += size
-        for i in range(n):
-            d = (keys[i] >> shift) & np.uint32(2047)
-            spare[tally[d]] = spots[i]
-            spare_keys[tally[d]] = keys[i]
-            tally[d] += 1
-        spots[:n] = spare[:n]
-        keys[:n] = spare_keys[:n]
+    longest = 1
+    for b in range(len(rows)):
+        longest = max(longest, indptr[rows[b] + 1] - indptr[rows[b]])
+    values = np.empty(longest, np.float32)
+    keys, spare_keys, spare = values.view(np.uint32), np.empty(longest, np.uint32), np.empty(longest, np.int32)
+    tallies = np.empty((3, 2048), np.int32)
+    low, middle, eleven = np.uint32(2047), np.uint32(22), np.uint32(11)
+    base = 0
+    for b in range(len(rows)):
+        start, size = indptr[rows[b]], indptr[rows[b] + 1] - indptr[rows[b]]
+        for digit in range(3):
+            for d in range(2048):
+                tallies[digit, d] = 0
+        n = 0
+        for k in range(size):
+            if keep_unknown or column_ids[indices[start + k]] > 0:
+                ranking[base + n] = k
+                values[n] = np.float32(data[start + k]) + np.float32(0)  # -0.0 becomes 0.0
+                # As whole numbers, the bits of floats ascend with positive and descend with negative ones.
+                bits = keys[n]
+                bits = bits if bits >> np.uint32(31) else bits ^ np.uint32(0x7FFFFFFF)
+                keys[n] = bits
+                tallies[0, bits & low] += 1
+                tallies[1, (bits >> eleven) & low] += 1
+                tallies[2, bits >> middle] += 1
+                n += 1
+        for digit in range(3):
+            shift = np.uint32(11 * digit)
+            if n == 0 or tallies[digit, (keys[0] >> shift) & low] == n:
+                continue
+            place = 0
+            for d in range(2048):
+                count = tallies[digit, d]
+                tallies[digit, d] = place
+                place += count
+            for i in range(n):
+                d = (keys[i] >> shift) & low
+                place = tallies[digit, d]
+                spare[place] = ranking[base + i]
+                spare_keys[place] = keys[i]
+                tallies[digit, d] += 1
+            for i in range(n):
+                ranking[base + i] = spare[i]
+                keys[i] = spare_keys[i]
+        base += size
 
 
 @_compiled
 def pick_genes(
-    rows, indptr, indices, data, column_ids, keep_unknown, order, clip, seed, epoch, sum_values, columns, values, counts, sums
+    rows, indptr, indices, data, column_ids, keep_unknown, shuffled, ranking, clip, seed, epoch, sum_values, columns, values,
+    counts, sums,
 ):  # fmt: skip
-    """The genes of each row in the order asked for, cut to `clip` and to the width of `columns`.
+    """The genes of each row as stored, shuffled, or as `ranking` says (empty: unused), cut to `clip` and the width of `columns`.
 
     Writes columns (B, room) int32, values (B, room) float32, counts (B,) and, with `sum_values`, sums (B,): the total of the values
-    of the first `clip` genes. Order random draws only the places of the permutation that are used (Fisher-Yates).
+    of the first `clip` genes. Shuffling draws only the places of the permutation that are used (Fisher-Yates).
     """
     room = columns.shape[1]
     longest = 0
     for b in range(len(rows)):
         longest = max(longest, indptr[rows[b] + 1] - indptr[rows[b]])
     spots = np.empty(longest + 1, np.int32)
-    room_to_sort = longest + 1 if order == ORDER_SORTED else 1
-    spare, ranked = np.empty(room_to_sort, np.int32), np.empty(room_to_sort, np.float32)
-    keys, spare_keys, tallies = ranked.view(np.uint32), np.empty(room_to_sort, np.uint32), np.empty((3, 2048), np.int32)
+    base = 0
     for b in range(len(rows)):
         start, size = indptr[rows[b]], indptr[rows[b] + 1] - indptr[rows[b]]
         n = 0
@@ -120,17 +138,17 @@ def pick_genes(
                 n += 1
         kept = min(n, clip)
         taken = min(kept, room)
-        if order == ORDER_RANDOM:
+        if len(ranking) > 0:
+            for i in range(kept):
+                spots[i] = ranking[base + i]
+            base += size
+        elif shuffled:
             state = _stream(seed, epoch, rows[b], _ORDERING)
             for i in range(kept if sum_values else taken):
                 j = i + _below(_draw(state, i), n - i)
                 chosen = spots[j]
                 spots[j] = spots[i]
                 spots[i] = chosen
-        elif order == ORDER_SORTED:
-            for i in range(n):
-                ranked[i] = data[start + spots[i]]
-            _sort_descending(spots, spare, ranked, keys, spare_keys, tallies, n)
         for i in range(taken):
             k = start + spots[i]
             columns[b, i] = indices[k]
@@ -224,6 +242,7 @@ def mask_fields(
     """
     length = ids.shape[2]
     original = np.empty(length, np.float32)
+    chosen, drawn = np.empty(length, np.int64), np.empty(length, np.int64)
     weighted = len(weights) > 0
     for b in range(len(counts)):
         n = counts[b]
@@ -260,15 +279,19 @@ def mask_fields(
             if continuous and switch > 0:
                 for i in range(first, first + n):
                     original[i] = ids[b, f, i]
+            # Chosen positions are gathered without a branch: which ones they are cannot be predicted.
+            found = 0
             for i in range(first, first + n):
-                if marks[b, i] != FREE and not together:
-                    continue
+                if weighted:
+                    selected = min(1.0, rate * weights[columns[b, i - first]]) * _SPAN
+                u = np.int64(_draw(state, i) >> np.uint64(11))
+                chosen[found], drawn[found] = i, u
+                found += (u < np.int64(selected)) & (together or marks[b, i] == FREE)
+            for k in range(found):
+                i, u = chosen[k], drawn[k]
                 if weighted:
                     here = min(1.0, rate * weights[columns[b, i - first]])
-                    selected, masked, switched = here * _SPAN, here * mask * _SPAN, here * (mask + switch) * _SPAN
-                u = np.int64(_draw(state, i) >> np.uint64(11))
-                if u >= np.int64(selected):
-                    continue
+                    masked, switched = here * mask * _SPAN, here * (mask + switch) * _SPAN
                 labels[m, b, i] = ids[b, f, i]
                 if u < np.int64(masked):
                     ids[b, f, i] = -(MASK + 1) if continuous else MASK
@@ -280,8 +303,8 @@ def mask_fields(
                             ids[b, f, i] = original[j + 1 if j >= i else j]
                     else:
                         token = plan[m, 2] + _below(_draw(other, i), plan[m, 3])
-                        for k in range(plan[m, 4], plan[m, 5]):
-                            if token >= barred[k]:
+                        for t in range(plan[m, 4], plan[m, 5]):
+                            if token >= barred[t]:
                                 token += 1
                         ids[b, f, i] = token
 

@@ -1,6 +1,8 @@
 """Datasets, samplers and loaders around a BatchBuilder: whole batches at a time, in an order that can be resumed anywhere."""
 
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ from bmfm_pipeline.batching.builder import BatchBuilder
 from bmfm_pipeline.errors import ConfigError, DataError
 
 _SUBSET, _ORDER = 0x5E7, 0xB47C  # keep the draws of the two purposes apart
+_MOST_THREADS = 4
 
 
 def choose_rows(rows: np.ndarray, limit: int | None, seed: int) -> np.ndarray:
@@ -77,25 +80,18 @@ class EpochBatchSampler(Sampler[list[tuple[int, int]]]):
         num_replicas: int = 1,
         rank: int = 0,
     ):
-        if n < 1:
-            raise DataError("no cells to take batches from: the split is empty")
         if batch_size < 1:
             raise ConfigError(f"batch_size must be at least 1, found {batch_size}")
         if not 0 <= rank < num_replicas:
             raise ConfigError(f"rank must lie in 0..{num_replicas - 1}, found {rank}")
-        if weights is not None and (len(weights) != n or np.min(weights) < 0 or not 0 < np.sum(weights) < np.inf):
+        if weights is not None and n and (len(weights) != n or np.min(weights) < 0 or not 0 < np.sum(weights) < np.inf):
             raise DataError(
                 f"sampling weights must be {n} numbers of at least 0 with a positive sum; found {len(weights)}"
             )
         self.n, self.batch_size, self.shuffle, self.seed, self.drop_last = n, batch_size, shuffle, seed, drop_last
-        self.weights = None if weights is None else np.asarray(weights, dtype=np.float64) / np.sum(weights)
+        self.weights = None if weights is None or not n else np.asarray(weights, dtype=np.float64) / np.sum(weights)
         self.num_replicas, self.rank = num_replicas, rank
         self.epoch, self.position = 0, 0
-
-    @property
-    def sampler(self) -> "EpochBatchSampler":
-        """Itself: where Lightning looks for `set_epoch`."""
-        return self
 
     def order(self, epoch: int) -> np.ndarray:
         """The indices of this replica's cells in `epoch`, int64."""
@@ -128,67 +124,77 @@ class EpochBatchSampler(Sampler[list[tuple[int, int]]]):
         if epoch != self.epoch:
             self.epoch, self.position = epoch, 0
 
-    def state_dict(self) -> dict[str, int]:
-        """Where the next iteration would start."""
-        return {"epoch": self.epoch, "position": self.position}
+    def state_dict(self, done: int | None = None) -> dict[str, int]:
+        """Where to continue once the first `done` batches of this epoch were trained on: the next epoch when that is all of them.
+
+        Loader workers ask for batches ahead of training, so only the caller knows `done`; without it, where an iteration would start.
+        """
+        position = self.position if done is None else done
+        if position >= len(self) > 0:
+            return {"epoch": self.epoch + 1, "position": 0}
+        return {"epoch": self.epoch, "position": position}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Continue where `state` says."""
         self.epoch, self.position = int(state["epoch"]), int(state["position"])
 
 
-class CellLoader(DataLoader):
-    """A DataLoader that knows how many batches were handed out (not merely prefetched), so that training resumes mid-epoch."""
-
-    _handed_out: tuple[int, int] | None = None
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        epoch, position = self.batch_sampler.epoch, self.batch_sampler.position
-        self._handed_out = (epoch, position)
-        for batch in super().__iter__():
-            position += 1
-            self._handed_out = (epoch, position)
-            yield batch
-
-    def state_dict(self) -> dict[str, int]:
-        """Epoch, and the first batch of it that was not handed out yet."""
-        if self._handed_out is None or self._handed_out[0] != self.batch_sampler.epoch:
-            return self.batch_sampler.state_dict()
-        return dict(zip(("epoch", "position"), self._handed_out, strict=True))
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue where `state` says: the next iteration yields the rest of that epoch."""
-        self._handed_out = None
-        self.batch_sampler.load_state_dict(state)
-
-
 def _as_it_is(batch: dict[str, Any]) -> dict[str, Any]:
     return batch
 
 
-def make_loader(
-    dataset: CellDataset,
-    sampler: EpochBatchSampler,
-    num_workers: int = 0,
-    *,
-    pin_memory: bool | None = None,
-    context: str | None = None,
-) -> CellLoader:
-    """A loader whose dataset builds whole batches; workers stay alive between epochs.
+def _pinned(batch: dict[str, Any]) -> dict[str, Any]:
+    """The batch with its tensors in memory that a GPU reads directly."""
+    moved = {}
+    for key, value in batch.items():
+        if isinstance(value, torch.Tensor):
+            value = value.pin_memory()
+        elif isinstance(value, dict):
+            value = _pinned(value)
+        moved[key] = value
+    return moved
 
-    Memory is pinned where there is a GPU unless said otherwise. `context` is the start method of workers (None: the platform's).
+
+class CellLoader(DataLoader):
+    """A DataLoader that builds batches ahead in threads; with none, when asked.
+
+    Threads and not processes: the kernels run outside the interpreter's lock, while handing a batch from process to process takes
+    longer than building it, and needs shared memory that containers lack. The order of batches never depends on the threads.
     """
-    if num_workers > 0:
-        dataset.builder.report.share()
-        # Compiled once here rather than in every worker at once.
-        dataset.builder.build(dataset.rows[:1], 0)
-    return CellLoader(
-        dataset,
-        batch_sampler=sampler,
-        num_workers=num_workers,
-        collate_fn=_as_it_is,
-        persistent_workers=num_workers > 0,
-        pin_memory=torch.cuda.is_available() if pin_memory is None else pin_memory,
-        prefetch_factor=4 if num_workers > 0 else None,
-        multiprocessing_context=context if num_workers > 0 else None,
-    )
+
+    def __init__(self, dataset: "CellDataset", sampler: EpochBatchSampler, threads: int, pin: bool):
+        super().__init__(
+            dataset, batch_sampler=sampler, collate_fn=_as_it_is, num_workers=0, pin_memory=pin and not threads
+        )
+        self.threads, self._pins = threads, pin
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return self._built_ahead() if self.threads else super().__iter__()
+
+    def _built_ahead(self) -> Iterator[dict[str, Any]]:
+        pool = ThreadPoolExecutor(self.threads, thread_name_prefix="batches")
+        waiting: deque = deque()
+        try:
+            for keys in self.batch_sampler:
+                waiting.append(pool.submit(self._batch, keys))
+                if len(waiting) > 2 * self.threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _batch(self, keys: list[tuple[int, int]]) -> dict[str, Any]:
+        batch = self.dataset.__getitems__(keys)
+        return _pinned(batch) if self._pins else batch
+
+
+def make_loader(
+    dataset: CellDataset, sampler: EpochBatchSampler, num_workers: int = 0, *, pin_memory: bool | None = None
+) -> CellLoader:
+    """A loader of whole batches, built when asked (0) or ahead by threads; more than one is rarely of use, so that 4 is the most.
+
+    Memory is pinned where there is a GPU unless said otherwise.
+    """
+    pin = torch.cuda.is_available() if pin_memory is None else pin_memory
+    return CellLoader(dataset, sampler, min(num_workers, _MOST_THREADS), pin)

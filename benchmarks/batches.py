@@ -82,6 +82,37 @@ def timed_batches(builder, batches: list[np.ndarray], seconds: float) -> tuple[f
     return cells / spent, (time.process_time() - cpu) * 1e3 / cells
 
 
+def time_by_part(builder, batches: list[np.ndarray]) -> dict[str, float]:
+    """Microseconds of a typical (median) batch spent in each kernel, and outside of kernels."""
+    from bmfm_pipeline.batching import kernels
+
+    names = [name for name in ("rank_genes", "pick_genes", "write_fields", "mask_fields")]
+    spent: dict[str, list[float]] = {name: [] for name in ("whole", *names)}
+
+    def timed(name, function):
+        def call(*arguments):
+            began = time.perf_counter()
+            result = function(*arguments)
+            spent[name].append(time.perf_counter() - began)
+            return result
+
+        return call
+
+    originals = {name: getattr(kernels, name) for name in names}
+    try:
+        for name, function in originals.items():
+            setattr(kernels, name, timed(name, function))
+        build = timed("whole", builder.build)
+        for rows in (batches * (1 + 1000 // len(batches)))[:1000]:
+            build(rows, 1)
+    finally:
+        for name, function in originals.items():
+            setattr(kernels, name, function)
+    parts = {name: round(float(np.median(times)) * 1e6, 1) for name, times in spent.items() if times}
+    parts["outside_kernels"] = round(2 * parts["whole"] - sum(parts.values()), 1)
+    return parts
+
+
 def copy_rate(builder, rows: np.ndarray) -> float:
     """Cells per second at which memory merely copies as many bytes as a batch holds: the floor of any builder."""
     batch = builder.build(rows, 0)
@@ -157,12 +188,12 @@ def main() -> None:
                 "cpu_ms_per_cell": round(cpu_ms, 5),
                 "loader_cells_per_s": round(loader_rate(builder, n_cells, arguments)),
                 "memory_copy_cells_per_s": round(copy_rate(builder, batches[0])),
+                "us_per_batch": time_by_part(builder, batches),
                 "first_batch_s": round(first_batch, 3),
                 "imports_s": round(imports, 2),
                 "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
                 "hardware": hardware(),
-                "threads": 1,
-                "workers": arguments.workers,
+                "loader_threads": arguments.workers,
                 "batch": arguments.batch,
                 "max_length": arguments.max_length,
                 "order": arguments.order,

@@ -209,21 +209,29 @@ class BatchBuilder:
         prevent_attention_to_masked; cell_name, a list of B; cell_index (B,) int64; labels, where there are any: masked field ->
         (B, L), label column -> (B,) or (B, C). Safe to call from several threads.
         """
-        rows = np.ascontiguousarray(rows, dtype=np.int64)
+        rows = np.array(rows, dtype=np.int64)
         if len(rows) and (rows.min() < 0 or rows.max() >= self.n_cells):
             raise DataError(f"rows {rows.min()}..{rows.max()} asked for, the store has rows 0..{self.n_cells - 1}")
         config, batch, room, first = self.config, len(rows), self._room(), len(self._prefix)
         seed, epoch = np.uint64(config.seed & 0xFFFFFFFFFFFFFFFF), np.uint64(epoch)
         columns, counts = np.empty((batch, room), np.int32), np.empty(batch, np.int64)
         values, sums = np.empty((1, batch, room), np.float32), np.empty(batch, np.float64)
-        ranking = np.zeros(0, np.int32)
+        by_row = (rows, *self._csr[None], self._column_ids, config.limit_genes is None)
+        ranking, broken = np.zeros(0, np.int32), -1
         if config.sequence_order == "sorted":
-            ranking = np.empty(int(np.sum(self._csr[None][0][rows + 1] - self._csr[None][0][rows])), np.int32)
-            kernels.rank_genes(rows, *self._csr[None], self._column_ids, config.limit_genes is None, ranking)
-        kernels.pick_genes(
-            rows, *self._csr[None], self._column_ids, config.limit_genes is None, config.sequence_order == "random", ranking,
-            config.max_mfi_data_len or self._longest, seed, epoch, config.log_normalize_transform, columns, values[0], counts, sums,
-        )  # fmt: skip
+            indptr = self._csr[None][0]
+            ranking = np.empty(int(np.sum(indptr[rows + 1] - indptr[rows])), np.int32)
+            broken = kernels.rank_genes(*by_row, ranking)
+        if broken < 0:
+            broken = kernels.pick_genes(
+                *by_row, config.sequence_order == "random", ranking, config.max_mfi_data_len or self._longest, seed, epoch,
+                config.log_normalize_transform, columns, values[0], counts, sums,
+            )  # fmt: skip
+        if broken >= 0:
+            raise DataError(
+                f"cell '{self._names[rows[broken]]}' names a gene column outside 0..{len(self._column_ids) - 1}: the processed file "
+                "is damaged or not the one the vocabulary was built for; run `bmfm preprocess` again"
+            )
         length = self._length(counts)
         sources = self._sources(rows, counts, columns, values, sums)
         attention = np.empty((batch, length), np.int64)
@@ -287,16 +295,21 @@ class BatchBuilder:
         """Labels of masked fields, from a field `label_<field>` where there is one."""
         own = {}
         if self._targets.fields:
-            ids, _ = self._write(
+            ids, outside = self._write(
                 self._targets, rows, counts, columns, sources, targets.shape[2], np.empty((0, 0), np.int64)
             )
+            self.report.add(outside, 0, 0)
             own = {entry.name: (entry, ids[:, number]) for number, entry in enumerate(self._targets.fields)}
         labels = {}
         for m, (_, entry) in enumerate(self._masked):
             chosen, tokenized = targets[m], entry.tokenized
             if f"label_{entry.name}" in own:
                 source, written = own[f"label_{entry.name}"]
-                chosen, tokenized = np.where(chosen == kernels.IGNORED, kernels.IGNORED, written), source.tokenized
+                tokenized = source.tokenized
+                ignored = chosen == kernels.IGNORED
+                if tokenized:
+                    ignored |= written == kernels.UNK  # nothing to learn from a value without a token
+                chosen = np.where(ignored, kernels.IGNORED, written)
             labels[entry.name] = torch.from_numpy(chosen.astype(np.int64 if tokenized else np.float32, copy=False))
         return labels
 

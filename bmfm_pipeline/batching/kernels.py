@@ -64,7 +64,7 @@ def rank_genes(rows, indptr, indices, data, column_ids, keep_unknown, ranking):
     """The genes of each row by value, largest first, equal ones in stored order, as offsets into the row.
 
     ranking: int32, room for all entries of the rows, row after row. Values are compared as float32 by a stable radix sort of three
-    digits of 11 bits; a digit that all share, as the low ones of small whole numbers, costs no pass.
+    digits of 11 bits; a digit that all share, as the low ones of small whole numbers, costs no pass. Returns as `pick_genes` does.
     """
     longest = 1
     for b in range(len(rows)):
@@ -73,6 +73,7 @@ def rank_genes(rows, indptr, indices, data, column_ids, keep_unknown, ranking):
     keys, spare_keys, spare = values.view(np.uint32), np.empty(longest, np.uint32), np.empty(longest, np.int32)
     tallies = np.empty((3, 2048), np.int32)
     low, middle, eleven = np.uint32(2047), np.uint32(22), np.uint32(11)
+    width = np.uint32(len(column_ids))  # a negative column is larger than any width
     base = 0
     for b in range(len(rows)):
         start, size = indptr[rows[b]], indptr[rows[b] + 1] - indptr[rows[b]]
@@ -81,7 +82,10 @@ def rank_genes(rows, indptr, indices, data, column_ids, keep_unknown, ranking):
                 tallies[digit, d] = 0
         n = 0
         for k in range(size):
-            if keep_unknown or column_ids[indices[start + k]] > 0:
+            column = np.uint32(indices[start + k])
+            if column >= width:
+                return b
+            if keep_unknown or column_ids[column] > 0:
                 ranking[base + n] = k
                 values[n] = np.float32(data[start + k]) + np.float32(0)  # -0.0 becomes 0.0
                 # As whole numbers, the bits of floats ascend with positive and descend with negative ones.
@@ -111,6 +115,7 @@ def rank_genes(rows, indptr, indices, data, column_ids, keep_unknown, ranking):
                 ranking[base + i] = spare[i]
                 keys[i] = spare_keys[i]
         base += size
+    return -1
 
 
 @_compiled
@@ -121,20 +126,25 @@ def pick_genes(
     """The genes of each row as stored, shuffled, or as `ranking` says (empty: unused), cut to `clip` and the width of `columns`.
 
     Writes columns (B, room) int32, values (B, room) float32, counts (B,) and, with `sum_values`, sums (B,): the total of the values
-    of the first `clip` genes. Shuffling draws only the places of the permutation that are used (Fisher-Yates).
+    of the first `clip` genes. Shuffling draws only the places of the permutation that are used (Fisher-Yates). Returns -1, or the
+    first b whose row names a gene column that does not exist.
     """
     room = columns.shape[1]
     longest = 0
     for b in range(len(rows)):
         longest = max(longest, indptr[rows[b] + 1] - indptr[rows[b]])
     spots = np.empty(longest + 1, np.int32)
+    width = np.uint32(len(column_ids))  # a negative column is larger than any width
     base = 0
     for b in range(len(rows)):
         start, size = indptr[rows[b]], indptr[rows[b] + 1] - indptr[rows[b]]
         n = 0
         for k in range(size):
             spots[n] = k
-            if keep_unknown or column_ids[indices[start + k]] > 0:
+            column = np.uint32(indices[start + k])
+            if column >= width:
+                return b
+            if keep_unknown or column_ids[column] > 0:
                 n += 1
         kept = min(n, clip)
         taken = min(kept, room)
@@ -159,6 +169,7 @@ def pick_genes(
             for i in range(kept):
                 total += data[start + spots[i]]
             sums[b] = total
+    return -1
 
 
 @_compiled

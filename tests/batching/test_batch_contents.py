@@ -182,3 +182,21 @@ def test_arrays_that_do_not_fit_the_store_are_refused():
     broken.indptr[-1] += 7
     with pytest.raises(DataError, match="do not fit"):
         make_builder(broken)
+
+
+@pytest.mark.parametrize("order", [None, "random", "sorted"])
+def test_a_gene_column_that_does_not_exist_is_refused(order):
+    """A damaged file must not read memory it does not own."""
+    store = many_cells(4)
+    builder = make_builder(store, sequence_order=order)
+    store.indices[store.indptr[2]] = 10**6
+    builder.build(np.array([0, 1]))
+    with pytest.raises(DataError, match="cell 'cell-2' names a gene column outside 0..39".replace("..", r"\.\.")):
+        builder.build(np.array([0, 1, 2]))
+
+
+def test_the_batch_does_not_share_the_rows_given():
+    rows = np.arange(3)
+    batch = make_builder(many_cells(4)).build(rows)
+    rows[:] = 3
+    assert batch["cell_index"].tolist() == [0, 1, 2]

@@ -229,6 +229,19 @@ def test_labels_from_a_label_field(tokenized):
     assert (labels != IGNORED).any()
 
 
+def test_label_values_without_a_token_are_not_predicted_but_counted():
+    store = MemoryStore([{0: 1, 1: 2}])
+    store.counts = MemoryStore([{0: 3, 1: 99}])
+    fields = [
+        FieldSpec("genes", "genes", vocab_size=N_GENES + 5, column_ids=column_ids()),
+        FieldSpec("expressions", "values", is_masked=True, vocab_size=15, value_ids=np.arange(5, 15)),
+        FieldSpec("label_expressions", "values", is_input=False, value_ids=np.arange(5, 15), layer="counts"),
+    ]
+    builder = BatchBuilder(store, fields, BatchingConfig(change_ratio=1.0, max_length=16))
+    assert builder.build(np.array([0]))["labels"]["expressions"][0, :4].tolist() == [IGNORED, 8, IGNORED, IGNORED]
+    assert builder.report.values_outside_vocabulary == 1
+
+
 def test_masked_positions_are_hidden_from_attention():
     store = MemoryStore([{0: 1, 1: 2, 2: 3}, {0: 1}])
     builder = make_builder(

@@ -57,6 +57,7 @@ class StageTracker:
         self._spool = Spool(state_dir if state_dir is not None else Workspace().state_dir)
         self._retry_at = 0.0
         self._buffer: list[tuple[str, float, int, int]] = []
+        self._sent: set[tuple[str, int]] = set()
         self._flushed_at = time.monotonic()
         self._started = now()
         self._experiment_id = ""
@@ -151,30 +152,35 @@ class StageTracker:
         for name, value in metrics.items():
             if isinstance(value, bool | int | float) and not (isinstance(value, float) and math.isnan(value)):
                 self._buffer.append((_safe_key(name), float(value), when, int(step)))
+                self._sent.add((_safe_key(name), int(step)))
         if len(self._buffer) >= FLUSH_ITEMS or time.monotonic() - self._flushed_at > FLUSH_SECONDS:
             self.flush()
 
     def log_history(self, path: str | os.PathLike) -> int:
         """Learning curves from a JSON-lines file of {step, metric: value, ...}; returns how many values were sent.
 
-        Timestamps come from the file (`time`, seconds) or its line numbers, so that logging a grown file again adds only what
-        is new.
+        Points that this tracker has sent already, live or from a shorter file, are not repeated. Timestamps come from the
+        file (`time`, seconds), else from when it was last written.
         """
         count = 0
         path = Path(path)
         if not path.exists():
             return 0
+        written = int(path.stat().st_mtime * 1000)
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
             try:
                 record = json.loads(line)
             except ValueError:
                 continue  # the line a stopped training was writing
             step = int(record.get("step", number))
-            when = int(float(record["time"]) * 1000) if "time" in record else number + 1
+            when = int(float(record["time"]) * 1000) if "time" in record else written
             values = {
                 name: float(value)
                 for name, value in record.items()
-                if name not in ("step", "time") and isinstance(value, int | float) and not isinstance(value, bool)
+                if name not in ("step", "time")
+                and isinstance(value, int | float)
+                and not isinstance(value, bool)
+                and (_safe_key(name), step) not in self._sent
             }
             self.log_metrics(values, step, when)
             count += len(values)

@@ -91,12 +91,14 @@ def test_curves_keep_every_step_and_a_grown_history_adds_only_what_is_new(open_r
     lines = [json.dumps({"step": step, "epoch": 0, "train/loss": 1 / (step + 1)}) for step in range(1200)]
     history.write_text("\n".join(lines[:700]) + "\n")
     with open_run() as run:
+        run.log_metrics({"train/loss": 1.0}, 0)  # seen live already
         run.log_history(history)
         history.write_text("\n".join(lines) + '\n{"step": 1200, "tr')
         run.log_history(history)
         run.log_metrics({"accuracy": 0.5, "undefined": math.nan})
     curve = client().get_metric_history(run.run_id, "train/loss")
     assert sorted(point.step for point in curve) == list(range(1200))
+    assert all(point.timestamp > 1_000_000_000_000 for point in curve)
     assert next(point.value for point in curve if point.step == 3) == 0.25
     metrics = client().get_run(run.run_id).data.metrics
     assert metrics["accuracy"] == 0.5 and "undefined" not in metrics

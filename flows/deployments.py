@@ -1,0 +1,90 @@
+"""deployments/prefect.yaml, generated from the dataset catalogue, and the step with which a worker finds the flows.
+
+Run `python -m flows.deployments` after changing the catalogue; a test compares the committed file with `render()`.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+FLOWS = {
+    "preprocess": "Check, split and transform {title}",
+    "pretrain": "Pretrain a model on {title}",
+    "finetune": "Fine-tune a model on the labels of {title}",
+    "evaluate": "Test the fine-tuned model of {title}, with confidence intervals and controls",
+    "pipeline": "The whole chain on {title}",
+}
+POOLS = {"preprocess": "cpu"}  # everything else runs a model
+DEFAULT_POOL = "gpu"
+PREFECT_VERSION = "3.8.8"
+HEADER = """\
+# Generated from bmfm_pipeline/datasets by `python -m flows.deployments`; edit the catalogue, not this file.
+# From the top of the checkout:
+#   prefect work-pool create cpu --type process
+#   prefect work-pool create gpu --type process
+#   prefect --no-prompt deploy --all --prefect-file deployments/prefect.yaml
+#   prefect worker start --pool cpu     (and another one: --pool gpu)
+#   prefect deployment run pretrain/zheng68k
+# Set BMFM_WORKSPACE, MLFLOW_TRACKING_URI and the datasets' folders (BMFM_TARGETS_ZHENG68K_DATA) where the workers start.
+"""
+PATH = Path(__file__).resolve().parents[1] / "deployments" / "prefect.yaml"
+
+
+def locate_flows() -> dict[str, str]:
+    """Pull step: the folder that holds the `flows` package on the machine of the worker, a checkout or an installed wheel."""
+    directory = Path(__file__).resolve().parents[1]
+    if directory.name == "site-packages" and not os.environ.get("BMFM_WORKSPACE"):
+        raise RuntimeError(
+            "BMFM_WORKSPACE is not set, and this worker runs from an installed wheel, where ./workspace would lie inside the "
+            "installation; set BMFM_WORKSPACE to a folder or s3://bucket/prefix before starting the worker"
+        )
+    return {"directory": str(directory)}
+
+
+def deployments() -> list[dict[str, Any]]:
+    """One deployment for each flow and dataset of the catalogue."""
+    from bmfm_pipeline.config import list_entries
+
+    return [_deployment(flow, entry) for flow in FLOWS for entry in list_entries()]
+
+
+def _deployment(flow: str, entry: Any) -> dict[str, Any]:
+    pool = POOLS.get(flow, DEFAULT_POOL)
+    made = {
+        "name": entry.name,
+        "description": FLOWS[flow].format(title=entry.title),
+        "tags": ["bmfm", flow],
+        "entrypoint": f"flows/{flow}.py:{flow}",
+        "parameters": {"parameters": {"target": entry.name}},
+        "enforce_parameter_schema": True,
+        "work_pool": {"name": pool},
+    }
+    if pool == DEFAULT_POOL:
+        made["concurrency_limit"] = 1
+    schedule = entry.evaluate_schedule
+    if flow == "evaluate" and schedule is not None:
+        made["schedules"] = [{"cron": schedule.cron, "timezone": schedule.timezone, "active": schedule.active}]
+    return made
+
+
+def render() -> str:
+    """The text of deployments/prefect.yaml."""
+    import yaml
+
+    document = {
+        "name": "bmfm_pipeline",
+        "prefect-version": PREFECT_VERSION,
+        "pull": [
+            {"flows.deployments.locate_flows": {"id": "flows"}},
+            {"prefect.deployments.steps.set_working_directory": {"directory": "{{ flows.directory }}"}},
+        ],
+        "deployments": deployments(),
+    }
+    return HEADER + yaml.safe_dump(document, sort_keys=False, width=120, allow_unicode=True)
+
+
+if __name__ == "__main__":
+    PATH.parent.mkdir(exist_ok=True)
+    PATH.write_text(render(), encoding="utf-8")
+    print(f"{PATH}: {len(deployments())} deployments", file=sys.stderr)

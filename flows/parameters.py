@@ -1,0 +1,215 @@
+"""The forms of the flows: what a person fills in on a deployment's page, turned into Hydra overrides."""
+
+import json
+from enum import StrEnum
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
+
+# Optional values show as plain inputs that may stay empty, not as a choice between a type and null.
+Text = Annotated[str | None, WithJsonSchema({"type": "string"})]
+Whole = Annotated[int | None, WithJsonSchema({"type": "integer", "minimum": 0})]
+Positive = Annotated[int | None, WithJsonSchema({"type": "integer", "minimum": 1})]
+Rate = Annotated[float | None, WithJsonSchema({"type": "number", "exclusiveMinimum": 0})]
+
+
+class IntervalMethod(StrEnum):
+    """How confidence intervals are made."""
+
+    binomial = "binomial"
+    wilson = "wilson"
+    bootstrap_quantiles = "bootstrap_quantiles"
+    bootstrap_t_interval = "bootstrap_t_interval"
+
+
+class Controls(StrEnum):
+    """Which controls are fitted beside the model."""
+
+    default = "default"
+    full = "full"
+    none = "none"
+
+
+class StageParameters(BaseModel):
+    """What every flow takes. Empty values leave the packaged configuration as it is."""
+
+    model_config = ConfigDict(extra="forbid", use_enum_values=True)
+    # Knob -> the configuration key that it sets.
+    knobs: ClassVar[dict[str, str]] = {"seed": "seed.seed_value"}
+
+    target: Text = Field(
+        None,
+        title="Dataset",
+        description="A dataset of the catalogue (`bmfm datasets`) or the path of an h5ad file that the worker can read. "
+        "Empty: the dataset this deployment is named after.",
+        examples=["zheng68k-mini", "/data/cells.h5ad"],
+    )
+    label: Text = Field(
+        None, title="Label column", description="The obs column to predict, for an h5ad file. Empty: the catalogue's."
+    )
+    seed: Whole = Field(None, title="Seed", description="Same seed, same machine, same numbers. Empty: 1234.")
+    config_name: Text = Field(
+        None, title="Config name", description="Another top config than the packaged one, without .yaml."
+    )
+    config_dir: Text = Field(
+        None, title="Config folder", description="A folder on the worker, searched before the packaged configs."
+    )
+    overrides: list[str] = Field(
+        default_factory=list,
+        title="Overrides",
+        description="Hydra overrides, one each, such as trainer.learning_rate=0.0001 or data_module.max_length=256.",
+    )
+    workspace: Text = Field(
+        None,
+        title="Workspace",
+        description="Where artefacts lie: a folder or s3://bucket/prefix. Empty: BMFM_WORKSPACE of the worker, else ./workspace.",
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _empty_is_unset(cls, value: Any) -> Any:
+        return None if isinstance(value, str) and not value.strip() else value
+
+    @field_validator("overrides", mode="before")
+    @classmethod
+    def _no_list_is_empty(cls, value: Any) -> Any:
+        return [] if value is None else value
+
+    @field_validator("overrides")
+    @classmethod
+    def _looks_like_overrides(cls, value: list[str]) -> list[str]:
+        for word in value:
+            if "=" not in word and not word.startswith("~"):
+                raise ValueError(f"'{word}' is not an override; write key=value, +key=value, ++key=value or ~key")
+        return value
+
+    @model_validator(mode="after")
+    def _said_once(self):
+        named = {word.lstrip("+~").split("=", 1)[0] for word in self.overrides}
+        for knob, key in self.knobs.items():
+            if getattr(self, knob) is not None and key in named:
+                raise ValueError(f"{key} is set twice: by '{knob}' and among the overrides; keep one of them")
+        return self
+
+    def to_overrides(self) -> list[str]:
+        """The knobs that were set, as overrides, then the user's own."""
+        knobs = [
+            f"{key}={_literal(getattr(self, knob))}"
+            for knob, key in self.knobs.items()
+            if getattr(self, knob) is not None
+        ]
+        return [*knobs, *self.overrides]
+
+
+class PreprocessParameters(StageParameters):
+    """Check, split and transform a dataset."""
+
+
+class TrainingParameters(StageParameters):
+    """What pretraining and fine-tuning have in common."""
+
+    knobs: ClassVar[dict[str, str]] = {
+        **StageParameters.knobs,
+        "max_epochs": "task.max_epochs",
+        "max_steps": "task.max_steps",
+        "batch_size": "data_module.batch_size",
+        "learning_rate": "trainer.learning_rate",
+        "checkpoint": "model.checkpoint",
+    }
+    max_epochs: Positive = Field(None, title="Epochs", description="Passes over the training cells at most.")
+    max_steps: Positive = Field(None, title="Steps", description="Optimiser steps at most.")
+    batch_size: Positive = Field(None, title="Batch size", description="Cells in a batch.")
+    learning_rate: Rate = Field(None, title="Learning rate", description="Peak learning rate, after warm-up.")
+
+
+class PretrainParameters(TrainingParameters):
+    """Pretrain a model on the training cells of a dataset, which is preprocessed first when it is not yet."""
+
+    checkpoint: Text = Field(
+        None,
+        title="Start from",
+        description="A model folder or artefact to go on from, or 'latest'. Empty: from scratch.",
+    )
+
+
+class FinetuneParameters(TrainingParameters):
+    """Fine-tune a model on the labels of a dataset."""
+
+    checkpoint: Text = Field(
+        None,
+        title="Pretrained model",
+        description="A model folder or artefact, or 'latest' for the newest pretrained model of this dataset. Empty: from scratch.",
+    )
+
+
+class EvaluateParameters(StageParameters):
+    """Test a fine-tuned model: metrics with confidence intervals, beside honest controls."""
+
+    knobs: ClassVar[dict[str, str]] = {
+        **StageParameters.knobs,
+        "checkpoint": "task.checkpoint",
+        "ci_method": "task.ci_method",
+        "num_bootstrap_runs": "task.num_bootstrap_runs",
+        "controls": "evaluation.controls",
+    }
+    checkpoint: Text = Field(
+        None,
+        title="Model",
+        description="A fine-tuned model artefact, or 'latest'. Empty: the model that the whole chain makes on this dataset "
+        "(made now when it does not exist).",
+    )
+    ci_method: IntervalMethod | None = Field(
+        None,
+        title="Interval method",
+        description="How the 95 % confidence intervals are made. Empty: as the config says.",
+    )
+    num_bootstrap_runs: Whole = Field(None, title="Bootstrap runs", description="Resamples for the bootstrap methods.")
+    controls: Controls | None = Field(
+        None, title="Controls", description="Simple models on the same split, printed beside the model."
+    )
+
+
+class PipelineParameters(StageParameters):
+    """The whole chain: preprocess, pretrain, fine-tune, evaluate."""
+
+    knobs: ClassVar[dict[str, str]] = {
+        **StageParameters.knobs,
+        "max_epochs": "task.max_epochs",
+        "max_steps": "task.max_steps",
+        "batch_size": "data_module.batch_size",
+        "ci_method": "task.ci_method",
+        "num_bootstrap_runs": "task.num_bootstrap_runs",
+    }
+    max_epochs: Positive = Field(
+        None, title="Epochs", description="Passes over the training cells at most, in both trainings."
+    )
+    max_steps: Positive = Field(None, title="Steps", description="Optimiser steps at most, in both trainings.")
+    batch_size: Positive = Field(None, title="Batch size", description="Cells in a batch.")
+    ci_method: IntervalMethod | None = Field(
+        None,
+        title="Interval method",
+        description="How the 95 % confidence intervals are made. Empty: as the config says.",
+    )
+    num_bootstrap_runs: Whole = Field(None, title="Bootstrap runs", description="Resamples for the bootstrap methods.")
+    controls: Controls | None = Field(
+        None, title="Controls", description="Simple models on the same split, printed beside the model."
+    )
+    pools: bool = Field(
+        False,
+        title="One worker per stage",
+        description="Start each stage as its own deployment, on the pool it belongs to, instead of all in this process.",
+    )
+
+    @model_validator(mode="after")
+    def _packaged_configs_only(self):
+        if self.config_name or self.config_dir:
+            raise ValueError(
+                "config_name and config_dir choose the config of one stage; run that stage's flow, or use overrides "
+                "(pretrain.KEY=VALUE reaches one stage alone)"
+            )
+        return self
+
+
+def _literal(value: Any) -> str:
+    """A value as Hydra reads it back; text is quoted because paths may hold any character."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else str(value)

@@ -1,0 +1,197 @@
+"""How a flow runs stages: plan and check everything first, then one task per step, cached stages shown as Cached."""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from contextvars import ContextVar
+from typing import Any
+
+from prefect import runtime, task
+from prefect.cache_policies import NO_CACHE
+from prefect.logging import get_run_logger
+from prefect.states import Completed, Failed
+
+from bmfm_pipeline import stages
+from bmfm_pipeline.errors import ConfigError, PipelineError, Preempted
+from flows import local
+from flows.pages import ProgressPage, artifact_key, name_run, show_links, show_table
+from flows.parameters import StageParameters
+
+# A stage that the pipeline planned already, handed to its subflow in this process.
+planned_job: ContextVar[Any] = ContextVar("planned_job", default=None)
+MLFLOW_PARENT_TAG = "mlflow-parent:"
+RETRIES, RETRY_SECONDS = 2, 10
+
+
+def readable_name() -> str:
+    """flow_run_name of all flows: what it is about, until the key of its artefact is known."""
+    parameters = runtime.flow_run.parameters.get("parameters")
+    target = getattr(parameters, "target", None) or _deployed_target() or getattr(parameters, "config_name", None)
+    return "-".join(part for part in (runtime.flow_run.flow_name, short(target)) if part)
+
+
+def short(target: str | None) -> str:
+    """The last part of a path, without its ending."""
+    return (target or "").rstrip("/").rsplit("/", 1)[-1].removesuffix(".h5ad")
+
+
+def _deployed_target() -> str | None:
+    """The dataset a deployment is named after: overriding one parameter of a run must not lose the others' defaults."""
+    from bmfm_pipeline.config import list_entries
+
+    name = runtime.deployment.name
+    return name if name in [entry.name for entry in list_entries()] else None
+
+
+def with_target(parameters: StageParameters) -> StageParameters:
+    if parameters.target is None and parameters.config_name is None and (target := _deployed_target()):
+        return parameters.model_copy(update={"target": target})
+    return parameters
+
+
+def run_stage_flow(stage: str, parameters: StageParameters) -> Any:
+    """The body of a stage's flow: returns the stage's result, or a Cached or Failed state.
+
+    Planning composes and checks the whole configuration, so a wrong parameter fails the run before any data is read, with the
+    reason as its message.
+    """
+    with relayed_logs():
+        try:
+            jobs = _plan(stage, with_target(parameters))
+            last = jobs[-1]
+            name_run(f"{stage}-{last.name}-{last.key[:8]}", (f"stage:{stage}", f"dataset:{last.name}"))
+            results = [run_job(job) for job in jobs]
+        except PipelineError as error:
+            return Failed(message=str(error), data=error)
+    if last.cached:
+        return Completed(name="Cached", message=f"{last.reason}: {last.uri}", data=results[-1])
+    return results[-1]
+
+
+def _plan(stage: str, parameters: StageParameters) -> list[Any]:
+    handed = planned_job.get()
+    if handed is not None and handed.stage == stage:
+        return [handed]
+    return stages.plan_stage(
+        stage,
+        parameters.target,
+        config_name=parameters.config_name,
+        config_dir=parameters.config_dir,
+        overrides=parameters.to_overrides(),
+        label=parameters.label,
+        workspace=parameters.workspace,
+    )
+
+
+def run_job(job: Any) -> dict[str, Any]:
+    """The steps of one planned stage as tasks; a stage whose artefact exists is one task, shown as Cached."""
+    log = get_run_logger()
+    log.info("%s of %s: %s", job.stage, job.name, job.reason)
+    local.tell(
+        {
+            "kind": "stage",
+            "stage": job.stage,
+            "cached": job.cached,
+            "key": job.key,
+            "uri": job.uri,
+            "reason": job.reason,
+        }
+    )
+    if job.cached:
+        named = _reuse.with_options(name=job.stage, task_run_name=f"{job.stage} {job.key[:8]}")
+        named(job.uri, job.reason)
+        return stages.run_stage(job)
+    job_file = job.write(context=run_context(job.context))
+    tables, links, result = [], {}, {}
+    for step in stages.STEPS[job.stage]:
+        local.tell({"kind": "step", "stage": job.stage, "step_name": step})
+        result = step_task(job.stage, step)(job_file, job.stage, step)
+        if result.get("table"):
+            tables.append((step, result["table"]))
+        links.update(result.get("links") or {})
+    for step, rows in tables:
+        show_table(artifact_key(job.stage, step), rows, f"{job.stage} of {job.name}: {step}")
+    if not tables:
+        show_table(artifact_key(job.stage, "summary"), _summary_rows(result), f"{job.stage} of {job.name}")
+    show_links(job.stage, links)
+    if address := links.get("MLflow run", ""):
+        name_run(f"{job.stage}-{job.name}-{job.key[:8]}", (f"mlflow-run:{address.rsplit('/', 1)[-1]}",))
+    return {**result, "links": links, "cached": False}
+
+
+def _summary_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
+    rows = [{"name": name, "value": value} for name, value in (result.get("summary") or {}).items()]
+    return [*rows, {"name": "artefact", "value": result.get("uri", "")}]
+
+
+def run_context(known: dict[str, str]) -> dict[str, str]:
+    """What a stage's MLflow run is tagged with: the Prefect run it belongs to, and its parent run in MLflow."""
+    context = dict(known)
+    if runtime.flow_run.id:
+        context["prefect_flow_run_id"] = str(runtime.flow_run.id)
+        context["prefect_flow_run_url"] = runtime.flow_run.ui_url or ""
+    for tag in runtime.flow_run.tags or ():
+        if tag.startswith(MLFLOW_PARENT_TAG):
+            context.setdefault("mlflow_parent_run_id", tag.removeprefix(MLFLOW_PARENT_TAG))
+    return context
+
+
+@task(cache_policy=NO_CACHE)
+def _reuse(uri: str, reason: str) -> Any:
+    """A stage that need not run: its artefact is valid."""
+    return Completed(name="Cached", message=reason, data=uri)
+
+
+def step_task(stage: str, step: str) -> Any:
+    """The task of one step. Only training is tried again, and only after a stop from which it can go on."""
+    options: dict[str, Any] = {"name": step, "task_run_name": f"{stage}: {step}", "tags": [stage]}
+    if step == "train":
+        options |= {"retries": RETRIES, "retry_delay_seconds": RETRY_SECONDS, "retry_condition_fn": _was_preempted}
+    return task(_run_step, cache_policy=NO_CACHE, persist_result=False, **options)
+
+
+def _run_step(job_file: str, stage: str, step: str) -> dict[str, Any]:
+    """Carry out one step of the job at `job_file`; only addresses, hashes and numbers come back."""
+    return stages.run_step(job_file, step, on_progress=ProgressPage(artifact_key(stage, step, "progress"), local.tell))
+
+
+def _was_preempted(task, task_run, state) -> bool:
+    return isinstance(state.data, Preempted)
+
+
+class _Relay(logging.Handler):
+    """Log records of the library, and of the training child that it relays, in the log of the run."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self._flow_log = get_run_logger()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            log = get_run_logger()
+        except Exception:  # a thread of the library, outside any run
+            log = self._flow_log
+        log.log(record.levelno, "%s", self.format(record))
+
+
+@contextlib.contextmanager
+def relayed_logs() -> Iterator[None]:
+    """While inside, what `bmfm_pipeline` logs is on the page of the run; nested flows do not repeat lines."""
+    logger = logging.getLogger("bmfm_pipeline")
+    if any(isinstance(handler, _Relay) for handler in logger.handlers):
+        yield
+        return
+    relay, level = _Relay(), logger.level
+    logger.addHandler(relay)
+    logger.setLevel(min(level or logging.INFO, logging.INFO))
+    try:
+        yield
+    finally:
+        logger.removeHandler(relay)
+        logger.setLevel(level)
+
+
+def required_target(parameters: StageParameters) -> str:
+    if not parameters.target:
+        raise ConfigError("pipeline: name a dataset (see `bmfm datasets`) or an h5ad file as target")
+    return parameters.target

@@ -15,14 +15,14 @@ _EXPORTS = {
     "TrainerConfig": "bmfm_pipeline.config.sections",
     "TrainingTaskConfig": "bmfm_pipeline.config.tasks",
     "compose": "bmfm_pipeline.config.compose",
-    "compose_raw": "bmfm_pipeline.config.compose",
+    "compose_raw": "bmfm_pipeline.config.tree",
     "find_accelerator": "bmfm_pipeline.config.accelerator",
     "list_entries": "bmfm_pipeline.config.catalogue",
     "load_entry": "bmfm_pipeline.config.catalogue",
-    "require_path": "bmfm_pipeline.config.compose",
+    "require_path": "bmfm_pipeline.config.environment",
     "settle_execution": "bmfm_pipeline.config.accelerator",
 }
-__all__ = list(_EXPORTS)  # noqa: PLE0605
+__all__ = list(_EXPORTS)
 
 
 def __getattr__(name: str):

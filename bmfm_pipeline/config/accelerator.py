@@ -30,20 +30,20 @@ def settle_execution(task: TaskConfig, accelerator: str | None) -> tuple[TaskCon
     """
     notes: list[str] = []
     changes: dict[str, object] = {}
-    wants_gpu = task.accelerator in ("gpu", "cuda")
-    if accelerator is None:
-        if task.require_accelerator:
+    asked = "gpu" if task.accelerator == "cuda" else task.accelerator
+    if task.require_accelerator:
+        if accelerator is None:
             raise ConfigError("task.require_accelerator is true, but no GPU is usable here; unset it to run on the CPU")
-        if wants_gpu:
-            notes.append(f"task.accelerator is {task.accelerator}, but NO GPU IS USABLE here: running on the CPU")
-        if task.precision in ("16-mixed", "16-true"):
-            notes.append(f"task.precision is {task.precision}, which needs a GPU: using 32-true")
-            changes["precision"] = "32-true"
-        if task.accelerator in ("gpu", "cuda", "auto"):
-            changes["accelerator"] = "cpu"
-    elif task.accelerator == "auto":
-        changes["accelerator"] = "gpu"
+        if asked == "cpu":
+            raise ConfigError("task.require_accelerator is true, but task.accelerator is cpu; set it to gpu or auto")
+    if accelerator is None and asked == "gpu":
+        notes.append(f"task.accelerator is {task.accelerator}, but NO GPU IS USABLE here: running on the CPU")
+    chosen = (accelerator or "cpu") if asked in ("auto", "gpu") else asked
+    if chosen != task.accelerator:
+        changes["accelerator"] = chosen
     if task.precision == "auto":
-        on_gpu = accelerator is not None and task.accelerator != "cpu"
-        changes["precision"] = "16-mixed" if on_gpu else "32-true"
+        changes["precision"] = "16-mixed" if chosen == "gpu" else "32-true"
+    elif chosen == "cpu" and task.precision in ("16-mixed", "16-true"):
+        notes.append(f"task.precision is {task.precision}, which needs a GPU: using 32-true")
+        changes["precision"] = "32-true"
     return task.model_copy(update=changes), notes

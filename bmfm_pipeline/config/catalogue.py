@@ -1,11 +1,13 @@
 """Named datasets: one YAML file each, in `bmfm_pipeline/datasets`."""
 
 import functools
+import re
+import zoneinfo
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from bmfm_pipeline.config.data_module import TransformStep
 from bmfm_pipeline.config.sections import LabelColumnInfo
@@ -29,6 +31,20 @@ class Schedule(Section):
     cron: str
     timezone: str = "UTC"
     active: bool = False
+
+    @field_validator("cron")
+    @classmethod
+    def _five_fields(cls, value: str) -> str:
+        if not re.fullmatch(r"[\d*/,A-Za-z?#-]+( [\d*/,A-Za-z?#-]+){4}", value):
+            raise ValueError(f"a cron line has five fields (minute hour day month weekday), found {value!r}")
+        return value
+
+    @field_validator("timezone")
+    @classmethod
+    def _known_zone(cls, value: str) -> str:
+        if value not in zoneinfo.available_timezones():
+            raise ValueError(f"{value!r} is no time zone; write one like UTC or Europe/Berlin")
+        return value
 
 
 class DatasetEntry(Section):

@@ -4,6 +4,7 @@ import difflib
 from typing import TYPE_CHECKING, Any
 
 from bmfm_pipeline.config.losses import ALIASES, COMMON_KEYS, LOSSES, decode_mode, default_loss
+from bmfm_pipeline.config.targets import BUILDABLE_MODELS
 from bmfm_pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -17,7 +18,17 @@ def resolve_losses(run: "RunConfig") -> list[dict[str, Any]]:
     """
     if run.trainer.losses is None:
         return _default_losses(run)
-    return [_checked(dict(entry), f"trainer.losses.{index}", run) for index, entry in enumerate(run.trainer.losses)]
+    losses = [_checked(dict(entry), f"trainer.losses.{index}", run) for index, entry in enumerate(run.trainer.losses)]
+    seen: dict[tuple, int] = {}
+    for index, entry in enumerate(losses):
+        key = (entry.get("field_name"), entry.get("label_column_name"), entry.get("loss_group"), entry["name"])
+        if key in seen:
+            raise ConfigError(
+                f"trainer.losses.{index}: the same loss as trainer.losses.{seen[key]} ({entry['name']} on {key[0] or key[1]}); remove "
+                "one of them, or give one a loss_group"
+            )
+        seen[key] = index
+    return losses
 
 
 def _default_losses(run: "RunConfig") -> list[dict[str, Any]]:
@@ -67,14 +78,26 @@ def _checked(entry: dict[str, Any], path: str, run: "RunConfig") -> dict[str, An
     source = "field" if field_name else "label"
     if source not in kind.sources:
         raise ConfigError(f"{path}: loss {name} is for a {kind.sources[0]}, not for a {source}")
+    _check_options(entry, path)
     if field_name:
-        _check_field_loss(field_name, name, path, run)
+        _check_field_loss(field_name, entry, path, run)
     else:
-        _check_label_loss(label_name, path, run, labels)
+        _check_label_loss(label_name, name, path, run, labels)
     return entry
 
 
-def _check_field_loss(field_name: str, loss: str, path: str, run: "RunConfig") -> None:
+def _check_options(entry: dict[str, Any], path: str) -> None:
+    weight = entry.get("weight")
+    if weight is not None and (isinstance(weight, bool) or not isinstance(weight, int | float) or weight < 0):
+        raise ConfigError(f"{path}: weight must be a number that is not negative (found {weight!r})")
+    if entry.get("link_function") not in (None, "exp"):
+        raise ConfigError(f"{path}: link_function must be null or exp (found {entry['link_function']!r})")
+    if entry.get("wced_target"):
+        raise ConfigError(f"{path}: wced_target (whole-cell targets) is not offered by this version; remove this loss")
+
+
+def _check_field_loss(field_name: str, entry: dict[str, Any], path: str, run: "RunConfig") -> None:
+    loss = entry["name"]
     fields = {field.field_name: field for field in run.fields}
     if field_name not in fields:
         raise ConfigError(f"{path}: field '{field_name}' is not among fields ({', '.join(fields)})")
@@ -99,9 +122,21 @@ def _check_field_loss(field_name: str, loss: str, path: str, run: "RunConfig") -
             f"{path}: loss {loss} predicts tokens, but field '{field_name}' is continuous (tokenization_strategy "
             "continuous_value_encoder); use mse, mae or is_zero_bce"
         )
+    if field_name == "genes" and loss not in ("cross_entropy", "focal"):
+        raise ConfigError(
+            f"{path}: loss {loss} predicts numbers, but genes are names; use cross_entropy or focal, or another field"
+        )
+    mode = decode_mode(entry, loss)
+    if mode.removeprefix("mvc_") != LOSSES[loss].decoder or mode == "mvc_token_scores":
+        heads = [f"{field_name}_{LOSSES[loss].decoder}"]
+        if LOSSES[loss].decoder != "token_scores":
+            heads.append(f"{field_name}_mvc_{LOSSES[loss].decoder}")
+        raise ConfigError(
+            f"{path}: loss {loss} cannot read decoder_key {entry['decoder_key']!r}; use {' or '.join(heads)}, or leave it out"
+        )
 
 
-def _check_label_loss(label_name: str, path: str, run: "RunConfig", labels: dict[str, Any]) -> None:
+def _check_label_loss(label_name: str, loss: str, path: str, run: "RunConfig", labels: dict[str, Any]) -> None:
     if label_name not in labels:
         known = ", ".join(labels) or "none are set"
         raise ConfigError(
@@ -111,6 +146,22 @@ def _check_label_loss(label_name: str, path: str, run: "RunConfig", labels: dict
         raise ConfigError(
             f"{path}: a loss on label column '{label_name}' needs collation_strategy multitask or sequence_classification, "
             f"found {run.data_module.collation_strategy}"
+        )
+    label = labels[label_name]
+    if loss == "hce":
+        raise ConfigError(
+            f"{path}: loss hce needs an ontology of labels, which this version does not offer; use cross_entropy"
+        )
+    if label.is_regression_label:
+        kind, fitting = "a number (is_regression_label is true)", ("mse", "mae")
+    elif label.is_multilabel:
+        kind, fitting = "several classes at once (is_multilabel is true)", ("bce_with_logits",)
+    else:
+        kind, fitting = "one class", ("cross_entropy", "focal")
+    if loss not in fitting:
+        raise ConfigError(
+            f"{path}: loss {loss} does not fit label column '{label_name}', which is {kind}; use {' or '.join(fitting)}, or correct "
+            "the label column"
         )
 
 
@@ -138,16 +189,30 @@ def check_run(run: "RunConfig") -> None:
             "data_module: collation_strategy sequence_classification does not mask, but mlm is true; set mlm=false, or "
             "collation_strategy=multitask for both"
         )
-    if (
-        run.is_training
-        and run.data_module.masks
-        and run.predicts_fields
-        and not any(field.is_masked for field in run.fields)
-    ):
-        if strategy == "language_modeling":
-            raise ConfigError("fields: language modelling needs a field with is_masked=true, found none")
-    if run.is_training and strategy == "sequence_classification" and not labels:
-        raise ConfigError("label_columns: sequence_classification needs at least one label column, e.g. label=COLUMN")
+    if run.is_training:
+        _check_training(run)
+
+
+def _check_training(run: "RunConfig") -> None:
+    module = run.data_module
+    if run.model.model_type not in BUILDABLE_MODELS:
+        raise ConfigError(
+            f"model.model_type: {run.model.model_type} cannot be built by this version; there is {', '.join(BUILDABLE_MODELS)}"
+        )
+    if module.collation_strategy == "language_modeling" and not any(field.is_masked for field in run.fields):
+        raise ConfigError("fields: language modelling needs a field with is_masked=true, found none")
+    places = run.model.max_position_embeddings
+    if run.model.position_embedding_type is not None and module.max_length > places:
+        raise ConfigError(
+            f"data_module.max_length {module.max_length} is longer than model.max_position_embeddings {places}; raise the latter, or "
+            "set model.position_embedding_type=null"
+        )
+    balanced = module.balancing_label_column
+    classes = [label.label_column_name for label in run.label_columns if not label.is_regression_label]
+    if balanced is not None and balanced not in classes:
+        raise ConfigError(
+            f"data_module.balancing_label_column: '{balanced}' is no label column with classes ({', '.join(classes) or 'none are set'})"
+        )
 
 
 def derive_decode_modes(run: "RunConfig", losses: list[dict[str, Any]]) -> None:

@@ -1,10 +1,5 @@
-"""Hydra composition: a config by name, from the user's folder or the packaged tree, resolved, filled and checked."""
+"""From a composed tree to a RunConfig: section kinds, the named dataset, the preset; everything checked."""
 
-import difflib
-import os
-import re
-import tempfile
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,194 +7,132 @@ from typing import Any
 from pydantic import ValidationError
 
 from bmfm_pipeline.config.catalogue import default_transforms, list_entries, load_entry
+from bmfm_pipeline.config.environment import expand, unset_variable
 from bmfm_pipeline.config.presets import apply_preset
-from bmfm_pipeline.config.run_config import RunConfig
+from bmfm_pipeline.config.run_config import RunConfig, guess_task
 from bmfm_pipeline.config.strict import readable
 from bmfm_pipeline.config.targets import DATA_MODULE_TARGETS, MODEL_TARGETS, TASK_TARGETS, check_targets
-from bmfm_pipeline.config.tasks import TaskConfig, TrainingTaskConfig
-from bmfm_pipeline.config.yaml_files import check_duplicates, written_keys
+from bmfm_pipeline.config.tree import Tree, compose_tree
 from bmfm_pipeline.errors import ConfigError
 
-PACKAGED = Path(__file__).resolve().parents[1] / "run"
-_HYDRA = threading.Lock()  # Hydra keeps its state in module globals
-_UNSET_VARIABLE = re.compile(r"\$\{oc\.env:([A-Za-z_][A-Za-z0-9_]*)\}")
+GENERIC_TARGET = next(target for target, dataset in DATA_MODULE_TARGETS.items() if dataset is None)
+MAPPINGS = ("seed", "tokenizer", "data_module", "model", "trainer", "evaluation")
 
 
 def compose(config_name: str, overrides: Sequence[str] = (), config_dir: str | Path | None = None) -> RunConfig:
     """The run that config `config_name` and Hydra overrides describe.
 
     The name is looked up in `config_dir` (when that folder exists), then in the packaged tree; both offer config groups.
-    Nothing is read but configs: environment variables stay unresolved until `require_path` needs them.
+    Nothing is read but configs: environment variables that are not set stay as text until `require_path` needs them.
 
     Raises ConfigError for an unknown config, key, name or target, and for contradictions between sections.
     """
-    raw = compose_raw(config_name, overrides, config_dir)
-    check_targets(raw)
-    written = written_keys(_folder(config_dir), config_name) | {_override_key(word) for word in overrides}
-    values = _plain_sections(raw)
+    tree = compose_tree(config_name, overrides, config_dir)
+    check_targets(tree.values)
+    values = _plain_sections({name: value for name, value in tree.values.items() if name not in tree.variables})
+    _name_dataset(values, tree)
     _fill_from_catalogue(values)
-    apply_preset(values, written)
+    apply_preset(values, tree.in_files | tree.in_overrides)
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
         raise readable(error) from None
 
 
-def compose_raw(
-    config_name: str, overrides: Sequence[str] = (), config_dir: str | Path | None = None
-) -> dict[str, Any]:
-    """The composed YAML tree as plain values, before it is checked; unset environment variables stay as text."""
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
-    name = config_name.removesuffix(".yaml")
-    folder = _folder(config_dir)
-    with tempfile.TemporaryDirectory() as scratch, _HYDRA:
-        primary = PACKAGED if folder is None else check_duplicates(folder, Path(scratch))
-        search = [] if folder is None else [f"hydra.searchpath=[file://{PACKAGED}]"]
-        try:
-            with initialize_config_dir(config_dir=str(primary), version_base="1.2"):
-                tree = hydra_compose(name, [*search, *overrides])
-        except (HydraException, OmegaConfBaseException) as error:
-            raise ConfigError(_hydra_message(str(error), name, folder)) from None
-        return _resolved(tree)
-
-
-def _folder(config_dir: str | Path | None) -> Path | None:
-    folder = Path(config_dir).expanduser().absolute() if config_dir else None
-    return folder if folder is not None and folder.is_dir() else None
-
-
-def _hydra_message(text: str, name: str, folder: Path | None) -> str:
-    text = re.sub(r"\n?Search path in use.*|\nSet the environment variable HYDRA.*", "", text, flags=re.S).strip()
-    if "Cannot find primary config" in text:
-        places = [place for place in (folder, PACKAGED) if place]
-        names = sorted({path.stem for place in places for path in place.glob("*.yaml")})
-        return f"config '{name}' was not found in {' or '.join(map(str, places))}; configs there: {', '.join(names)}"
-    found = re.search(r"Could not override '([^']+)'", text)
-    if found:
-        return f"{found[1]}: no such key{_suggestion(found[1])}; a key that the config leaves out is added with +{found[1]}=..."
-    return text
-
-
-def _suggestion(key: str) -> str:
-    section, _, name = key.rpartition(".")
-    model: Any = RunConfig
-    for part in filter(None, section.split(".")):
-        annotation = getattr(model, "model_fields", {}).get(part)
-        model = annotation.annotation if annotation is not None else None
-        if model is TaskConfig:
-            model = TrainingTaskConfig
-    close = difflib.get_close_matches(name, getattr(model, "model_fields", {}), 1)
-    return f"; did you mean {section + '.' if section else ''}{close[0]}?" if close else ""
-
-
-def _override_key(word: str) -> str:
-    return re.split(r"[=@]", word.lstrip("+~"), maxsplit=1)[0].replace("/", ".")
-
-
-def _resolved(node: Any) -> Any:
-    """Plain values with interpolations resolved, except those of environment variables that are not set."""
-    from omegaconf import DictConfig, ListConfig, OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    if isinstance(node, DictConfig | ListConfig):
-        keys = list(node.keys()) if isinstance(node, DictConfig) else range(len(node))
-        values = {}
-        for key in keys:
-            if OmegaConf.is_interpolation(node, key):
-                try:
-                    values[key] = _resolved(node[key])
-                except OmegaConfBaseException as error:
-                    text = str(OmegaConf.to_container(node, resolve=False)[key])
-                    if not _UNSET_VARIABLE.search(text):
-                        raise ConfigError(f"{node._get_full_key(key)}: {str(error).splitlines()[0]}") from None
-                    values[key] = text
-            elif OmegaConf.is_missing(node, key):
-                raise ConfigError(f"{node._get_full_key(key)}: a value is required (it is ??? in the config)")
-            else:
-                values[key] = _resolved(node[key])
-        return values if isinstance(node, DictConfig) else list(values.values())
-    return node
-
-
-def require_path(value: str, key: str) -> str:
-    """`value` as a path or address; ConfigError when it names an environment variable that is not set."""
-    found = _UNSET_VARIABLE.search(str(value))
-    if found:
-        raise ConfigError(
-            f"{key} is {value}, but the environment variable {found[1]} is not set; "
-            f"run `export {found[1]}=/path/to/data`, or set {key} to a path{_alternative(found[1])}"
-        )
-    return str(value)
-
-
-def _alternative(variable: str) -> str:
-    for entry in list_entries():
-        if entry.source.env == variable:
-            where = f" ({variable} is the folder that holds {entry.source.file})"
-            return where + (
-                ". Without that data, `bmfm run zheng68k-mini` works at once" if entry.name == "zheng68k" else ""
-            )
-    return ""
-
-
 def _plain_sections(raw: dict[str, Any]) -> dict[str, Any]:
     """Section kinds read off `_target_` lines; nulls that mean 'the default' left out."""
-    values = {name: value for name, value in raw.items() if value is not None or name in ("dataset", "track_clearml")}
-    module = dict(values.get("data_module") or {})
-    target = module.get("_target_")
-    if target is not None and DATA_MODULE_TARGETS[target] is not None:
-        values["dataset"] = DATA_MODULE_TARGETS[target]
-    values["data_module"] = module
-    model = values.get("model")
-    if isinstance(model, dict) and "_target_" in model:
+    values = {name: value for name, value in raw.items() if value is not None or name not in RunConfig.model_fields}
+    for name in MAPPINGS:
+        if name in values:
+            values[name] = _mapping(values[name], name)
+    module = values["data_module"] = dict(values.get("data_module") or {})
+    for name in ("transform_kwargs", "dataset_kwargs"):
+        module[name] = dict(_mapping(module.get(name) or {}, f"data_module.{name}"))
+    model = values.get("model", {})
+    if "_target_" in model:
         values["model"] = {**model, "model_type": MODEL_TARGETS[model["_target_"]]}
-    task = values.get("task")
+    task = values.get("task", {})
     if isinstance(task, list):
         if len(task) != 1:
             raise ConfigError(
                 "task: a list of several tasks; run them one by one (`bmfm run` chains training and testing)"
             )
         task = task[0]
-    if isinstance(task, dict):
-        task = dict(task)
-        if "_target_" in task:
-            task["kind"] = TASK_TARGETS[task.pop("_target_")]
-        if _UNSET_VARIABLE.search(str(task.get("default_root_dir") or "")):
-            task["default_root_dir"] = None  # training then happens in the workspace
-        values["task"] = task
+    task = dict(_mapping(task, "task"))
+    if "_target_" in task:
+        task["kind"] = TASK_TARGETS[task.pop("_target_")]
+    task.setdefault("kind", guess_task(task))
+    if unset_variable(task.get("default_root_dir")):
+        task["default_root_dir"] = None  # training then happens in the workspace
+    values["task"] = task
     return values
+
+
+def _mapping(value: Any, name: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ConfigError(f"{name}: a mapping of keys is needed here, found {value!r}")
+    return value
+
+
+def _name_dataset(values: dict[str, Any], tree: Tree) -> None:
+    """Settle which dataset of the catalogue a run is about, in place; none when it reads a file of its own.
+
+    The dataset of a packaged config is an example: a `_target_` or a file that somebody wrote replaces it. An override wins over
+    a `_target_`; two names in one config are a contradiction.
+    """
+    module = values["data_module"]
+    target = module.get("_target_")
+    stands_for = DATA_MODULE_TARGETS[target] if target else None
+    named = values.get("dataset")
+    if stands_for is not None:
+        if not tree.wrote("dataset"):
+            values["dataset"] = stands_for
+            if stands_for not in _catalogue():
+                raise ConfigError(
+                    f"data_module._target_: {target} stands for dataset '{stands_for}', which is not in this version's catalogue "
+                    f"({', '.join(_catalogue())}); save the cells as one h5ad file, and use `_target_: {GENERIC_TARGET}` with "
+                    "data_module.transform_kwargs.source_h5ad_file_name"
+                )
+        elif "dataset" not in tree.in_overrides and named != stands_for:
+            raise ConfigError(
+                f"dataset is {named}, but data_module._target_ stands for {stands_for} ({target}); keep one of them"
+            )
+    elif not tree.wrote("dataset"):
+        transform = module.get("transform_datasets", True)
+        kwargs = (module["transform_kwargs"], module["dataset_kwargs"])
+        has_file = (
+            kwargs[0].get("source_h5ad_file_name") if transform else any(k.get("processed_data_source") for k in kwargs)
+        )
+        if target is not None or has_file:
+            values.pop("dataset", None)
+
+
+def _catalogue() -> list[str]:
+    return [entry.name for entry in list_entries()]
 
 
 def _fill_from_catalogue(values: dict[str, Any]) -> None:
     """Unset values of the data module and labels come from the named dataset; what is written wins."""
     module = values["data_module"]
-    transform = module["transform_kwargs"] = dict(module.get("transform_kwargs") or {})
-    dataset_kwargs = module["dataset_kwargs"] = dict(module.get("dataset_kwargs") or {})
-    name = values.get("dataset")
-    known = {entry.name for entry in list_entries()}
-    if name is not None and name not in known and name not in DATA_MODULE_TARGETS.values():
-        load_entry(name)  # raises with a suggestion
-    entry = load_entry(name) if name in known else None
+    transform = module["transform_kwargs"]
+    entry = load_entry(values["dataset"]) if values.get("dataset") is not None else None
     if "label_columns" not in values:
-        values["label_columns"] = _labels_of(dataset_kwargs) or (
+        values["label_columns"] = _labels_of(module["dataset_kwargs"]) or (
             [label.model_dump() for label in entry.label_columns] if entry is not None else []
         )
-    if entry is None:
-        if transform.get("transforms") is None:
-            transform["transforms"] = default_transforms()
-    else:
-        if transform.get("transforms") is None:
-            transform["transforms"] = [step.model_dump() for step in entry.transforms]
-        if not module.get("data_dir") and entry.source.env and not transform.get("source_h5ad_file_name"):
-            module["data_dir"] = f"${{oc.env:{entry.source.env}}}"
-    if module.get("data_dir"):
-        found = _UNSET_VARIABLE.search(str(module["data_dir"]))
-        if found and os.environ.get(found[1]):
-            module["data_dir"] = os.environ[found[1]]
+    if transform.get("transforms") is None:
+        steps = default_transforms() if entry is None else [step.model_dump() for step in entry.transforms]
+        transform["transforms"] = steps
+    if entry is not None and entry.source.builder and module.get("data_dir"):
+        values.setdefault("notes", []).append(f"data_module.data_dir is not used: {entry.name} is built, not read")
+        module["data_dir"] = None
+    if (
+        entry is not None
+        and entry.source.env
+        and not module.get("data_dir")
+        and not transform.get("source_h5ad_file_name")
+    ):
+        module["data_dir"] = expand(f"${{oc.env:{entry.source.env}}}")
 
 
 def _labels_of(dataset_kwargs: dict[str, Any]) -> list[dict[str, Any]]:
@@ -210,7 +143,3 @@ def _labels_of(dataset_kwargs: dict[str, Any]) -> list[dict[str, Any]]:
         for name in dataset_kwargs.get("regression_label_columns") or []
     ]
     return labels
-
-
-def packaged_configs() -> list[str]:
-    return sorted(path.stem for path in PACKAGED.glob("*.yaml"))

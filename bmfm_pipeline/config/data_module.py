@@ -4,7 +4,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from bmfm_pipeline.config.strict import Section
+from bmfm_pipeline.config.strict import Absent, Section
 
 CollationStrategy = Literal["language_modeling", "sequence_classification", "multitask", "sequence_labeling"]
 SPLITS = ("train", "dev", "test")
@@ -59,7 +59,25 @@ class TransformKwargs(Section):
 
 
 class DatasetKwargs(Section):
-    """The processed data, its labels and, for PanglaoDB, the folder of studies."""
+    """The processed data and its labels."""
+
+    absent: ClassVar[dict[str, Absent]] = {
+        "filter_query": Absent(instead="select the cells in the h5ad file before preprocessing"),
+        "limit_samples": Absent(instead="set data_module.limit_dataset_samples"),
+        "limit_samples_shuffle": Absent((None, True, False)),
+        "expose_zeros": Absent(),
+        "sort_genes_var": Absent(),
+        "backed": Absent((None, False, True, "r")),  # cells are always read from the file by row
+        # PanglaoDB, a dataset of studies.
+        "data_dir": Absent(),
+        "data_info_path": Absent(),
+        "num_workers": Absent(instead="set data_module.num_workers"),
+        "convert_rdata_to_h5ad": Absent((None, False)),
+        "transform_datasets": Absent(instead="set data_module.transform_datasets"),
+        "processed_dir_name": Absent(),
+        "pre_transforms": Absent(instead="set data_module.transform_kwargs.transforms"),
+        "post_transforms": Absent(instead="set data_module.transform_kwargs.transforms"),
+    }
 
     processed_data_source: str | None = None
     label_columns: list[str] | None = None
@@ -67,28 +85,25 @@ class DatasetKwargs(Section):
     label_dict_path: str | None = None
     stratifying_label: str | None = None
     split_column_name: str | None = None
-    filter_query: str | None = None
-    limit_samples: int | None = None
-    limit_samples_shuffle: bool = True
-    expose_zeros: Literal["all"] | None = None
-    sort_genes_var: str | None = None
-    backed: str | None = None
-    # PanglaoDB: a dataset of studies.
-    data_dir: str | None = None
-    data_info_path: str | None = None
-    num_workers: int | None = None
-    convert_rdata_to_h5ad: bool | None = None
-    transform_datasets: bool | None = None
-    processed_dir_name: str | None = None
-    pre_transforms: list[TransformStep] | None = None
-    post_transforms: list[TransformStep] | None = None
 
 
 class DataModuleConfig(Section):
     """Keys and defaults of the data module; lengths are in tokens, ratios in 0..1."""
 
+    absent: ClassVar[dict[str, Absent]] = {
+        "processed_name": Absent((None, "processed"), "set data_module.dataset_kwargs.processed_data_source"),
+        "sequence_dropout_factor": Absent(),
+        "pad_zero_expression_strategy": Absent(),
+        "masking_strategy": Absent(),
+        "log_normalize_transform": Absent((None, False), "set transform_kwargs.transforms to a chain that normalises"),
+        "median_normalization": Absent((None, False)),
+        "rda_transform": Absent(),
+        "map_orthologs": Absent(),
+        "tokenize_kwargs": Absent((None, {})),
+        "bootstrap_test_dataloader": Absent((None, False)),
+    }
+
     data_dir: str | None = None
-    processed_name: str = "processed"
     dataset_kwargs: DatasetKwargs = Field(default_factory=DatasetKwargs)
     transform_kwargs: TransformKwargs = Field(default_factory=TransformKwargs)
     transform_datasets: bool = True

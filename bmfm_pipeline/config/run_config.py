@@ -23,6 +23,7 @@ from bmfm_pipeline.config.tasks import (
     TestTaskConfig,
     TrainingTaskConfig,
 )
+from bmfm_pipeline.errors import ConfigError
 
 TASKS: dict[str, type[TaskConfig]] = {
     "train": TrainingTaskConfig,
@@ -36,7 +37,6 @@ PAD_TOKEN_ID = 2
 EXECUTION_ONLY: dict[str, tuple[str, ...]] = {
     "data_module": (
         "data_dir",
-        "processed_name",
         "num_workers",
         "dataset_kwargs",
         "transform_kwargs",
@@ -53,11 +53,19 @@ EXECUTION_ONLY: dict[str, tuple[str, ...]] = {
         "enable_progress_bar",
         "enable_model_summary",
         "log_every_n_steps",
-        "profiler",
         "checkpoint",
-        "resume_training_from_ckpt",
     ),
 }
+
+# What preprocessing reads of a label column.
+LABELS_IN_DATA = (
+    "label_column_name",
+    "is_stratification_label",
+    "is_regression_label",
+    "is_multilabel",
+    "multilabel_str_sep",
+    "silent_label_values",
+)
 
 
 def standard_fields() -> list[dict[str, Any]]:
@@ -96,22 +104,57 @@ class RunConfig(Section):
         if isinstance(value, list):
             raise ValueError("a list of tasks is run one task at a time; give one task here")
         values = dict(value or {})
-        kind = values.pop("kind", None) or _guess_task(values)
+        kind = values.pop("kind", None) or guess_task(values)
         if kind not in TASKS:
             raise ValueError(f"kind must be one of {', '.join(TASKS)}, found {kind!r}")
+        _refuse_keys_of_other_tasks(values, kind)
         return TASKS[kind].model_validate(values)
 
     @model_validator(mode="after")
     def _check(self) -> "RunConfig":
-        if self.model.pad_token_id != PAD_TOKEN_ID:
-            self.note(f"model.pad_token_id {self.model.pad_token_id}: follows the tokenizer, {PAD_TOKEN_ID}")
-            self.model.pad_token_id = PAD_TOKEN_ID
+        self._note_what_is_not_followed()
         check_run(self)
         if self.is_training:
+            self._start_from_task_checkpoint()
             losses = resolve_losses(self)
             self.trainer.losses = losses
             derive_decode_modes(self, losses)
         return self
+
+    def _note_what_is_not_followed(self) -> None:
+        if self.model.pad_token_id != PAD_TOKEN_ID:
+            self.note(f"model.pad_token_id {self.model.pad_token_id}: follows the tokenizer, {PAD_TOKEN_ID}")
+            self.model.pad_token_id = PAD_TOKEN_ID
+        if self.model.attention == "flex":
+            self.note("model.attention flex: computed as torch, which gives the same numbers")
+            self.model.attention = "torch"
+        if self.is_training and self.task.default_root_dir is not None:
+            self.note(f"task.default_root_dir {self.task.default_root_dir}: models and checkpoints go to the workspace")
+        if self.track_clearml is not None:
+            self.note("track_clearml is not used: runs are tracked in MLflow")
+
+    def _start_from_task_checkpoint(self) -> None:
+        """A training task may name its checkpoint too, and then wins over the model section."""
+        named = self.task.checkpoint
+        if named is None:
+            return
+        if self.model.checkpoint not in (None, named):
+            self.note(f"model.checkpoint {self.model.checkpoint}: task.checkpoint {named} is used instead")
+        self.model.checkpoint, self.task.checkpoint = named, None
+
+    def check_trainable(self) -> None:
+        """Raise ConfigError when there is nothing to learn. Not part of composing: a run may only preprocess its cells."""
+        if self.trainer.losses:
+            return
+        if self.data_module.collation_strategy == "sequence_classification":
+            raise ConfigError(
+                "label_columns: sequence_classification needs at least one label column; add `- label_column_name: COLUMN` to "
+                "label_columns, or give label=COLUMN"
+            )
+        raise ConfigError(
+            "trainer.losses: nothing is predicted; mask a field (fields.1.is_masked=true, with data_module.mlm=true) or add a label "
+            "column"
+        )
 
     def note(self, text: str) -> None:
         if text not in self.notes:
@@ -145,7 +188,10 @@ class RunConfig(Section):
         return dumped
 
     def key_view(self, stage: str) -> dict[str, Any]:
-        """The part of this config that enters the key of a `stage` artefact; files and artefacts enter as inputs, by content."""
+        """The part of this config that enters the key of a `stage` artefact; files and artefacts enter as inputs, by content.
+
+        Raises ConfigError when a training stage would have nothing to learn.
+        """
         plain = self.model_dump(mode="json")
         settings = self.data_module.transform_kwargs
         if stage == "preprocess":
@@ -153,35 +199,42 @@ class RunConfig(Section):
             transform = plain["data_module"]["transform_kwargs"]
             for name in ("source_h5ad_file_name", "processed_data_source", "random_state"):
                 transform.pop(name)
-            labels = (
-                "label_column_name",
-                "is_stratification_label",
-                "is_regression_label",
-                "is_multilabel",
-                "multilabel_str_sep",
-            )
+            for name in ("stratifying_label", "split_column_name"):  # may stand in either section
+                transform[name] = transform[name] or plain["data_module"]["dataset_kwargs"][name]
             return {
                 "transform": transform,
                 "seed": seed,
                 "transform_datasets": self.data_module.transform_datasets,
-                "filter_query": self.data_module.dataset_kwargs.filter_query,
-                "labels": [
-                    {name: label[name] for name in (*labels, "silent_label_values", "label_ontology")}
-                    for label in plain["label_columns"]
-                ],
+                "labels": [{name: label[name] for name in LABELS_IN_DATA} for label in plain["label_columns"]],
                 "tokenizer": "data" if self.tokenizer.identifier == "data" else "folder",
-                "prepend_tokens": self.tokenizer.prepend_tokens,
             }
+        if stage in ("pretrain", "finetune"):
+            self.check_trainable()
         sections = ["seed", "fields", "label_columns", "data_module", "task"]
         sections += ["evaluation"] if stage in ("evaluate", "predict") else ["model", "trainer"]
         view = {name: plain[name] for name in sections}
         for section, names in EXECUTION_ONLY.items():
             if section in view:
                 view[section] = {name: value for name, value in view[section].items() if name not in names}
+        if stage == "finetune" or (stage == "pretrain" and self.model.checkpoint is not None):
+            view["sizes_from_checkpoint"] = self.sizes_from_checkpoint
         return view
 
 
-def _guess_task(values: dict[str, Any]) -> str:
+def _refuse_keys_of_other_tasks(values: dict[str, Any], kind: str) -> None:
+    """A task written over one of another kind keeps the other's keys: say so, rather than that they are unknown."""
+    own = TASKS[kind]
+    for name in values:
+        others = [other for other, model in TASKS.items() if name in model.model_fields]
+        if others and name not in (*own.model_fields, *own.absent):
+            raise ValueError(
+                f"a {kind} task has no key '{name}', a {others[0]} task has; when the section of another config is replaced, say "
+                f"`- override /task: {kind}` in the defaults list"
+            )
+
+
+def guess_task(values: dict[str, Any]) -> str:
+    """The kind of a task whose section does not say it, by keys that only one kind has."""
     if {"ci_method", "num_bootstrap_runs"} & set(values):
         return "test"
     if {"output_predictions", "output_embeddings"} & set(values):

@@ -4,7 +4,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from bmfm_pipeline.config.strict import Section
+from bmfm_pipeline.config.strict import Absent, Section
 
 
 class SeedConfig(Section):
@@ -16,34 +16,40 @@ class SeedConfig(Section):
 class TokenizerConfig(Section):
     """`identifier`: 'data' builds the vocabulary from the training cells, else a folder with tokenizers/<field>/."""
 
+    absent: ClassVar[dict[str, Absent]] = {"prepend_tokens": Absent((None, []))}
+
     identifier: str = "data"
-    prepend_tokens: list[str] | None = None
 
 
 class PreTrainedEmbeddingConfig(Section):
     """Rows of a gene2vec text file as an input embedding."""
 
+    absent: ClassVar[dict[str, Absent]] = {
+        "embedding_indices_to_freeze": Absent(instead="remove it: the rows found in the file are frozen"),
+        "pre_trained_indices_to_use": Absent(instead="remove it: the rows found in the file are used"),
+    }
+
     filename: str
-    embedding_indices_to_freeze: list[int] | None = None
-    pre_trained_indices_to_use: list[int] | None = None
 
 
 class FieldInfo(Section):
     """One parallel stream of tokens or values, such as genes or expressions."""
 
     legacy: ClassVar[dict[str, str]] = {"continuous_value_encoder_kwargs": "encoder_kwargs"}
+    absent: ClassVar[dict[str, Absent]] = {
+        "vocab_update_strategy": Absent((None, "static")),
+        "datastore_config": Absent(),
+    }
 
     field_name: str
     vocab_size: int | None = None
     pretrained_embedding: PreTrainedEmbeddingConfig | None = None
-    vocab_update_strategy: Literal["static", "dynamic"] = "static"
     is_masked: bool = False
     is_input: bool = True
     decode_modes: dict[str, dict[str, Any]] | None = None
     tokenization_strategy: Literal["tokenize", "continuous_value_encoder"] = "tokenize"
     num_special_tokens: int = 0
     encoder_kwargs: dict[str, Any] | None = None
-    datastore_config: dict[str, Any] | None = None
 
     @field_validator("decode_modes", mode="before")
     @classmethod
@@ -66,18 +72,21 @@ class FieldInfo(Section):
 class LabelColumnInfo(Section):
     """A column of obs (or of a csv) to predict."""
 
+    absent: ClassVar[dict[str, Absent]] = {
+        "is_bio_context_for_datastore": Absent((None, False)),
+        "label_ontology": Absent(),
+    }
+
     label_column_name: str
     task_group: str | None = None
     is_stratification_label: bool = False
     is_regression_label: bool = False
     is_multilabel: bool = False
     multilabel_str_sep: str = "|"
-    is_bio_context_for_datastore: bool = False
     classifier_depth: Literal[1, 2] = 1
     gradient_reversal_coefficient: float | None = None
     n_unique_values: int | None = None
     silent_label_values: list[str] | None = None
-    label_ontology: str | None = None
     decode_from: int | None = None
 
 
@@ -116,6 +125,14 @@ class ModelConfig(Section):
 class TrainerConfig(Section):
     """Losses, optimiser and schedule. `losses: null` means one loss per masked field and label column."""
 
+    absent: ClassVar[dict[str, Absent]] = {
+        "batch_size": Absent(instead="set data_module.batch_size"),
+        "metrics": Absent((None, []), "name metrics in the entries of trainer.losses"),
+        "batch_prediction_behavior": Absent((None, "track")),  # predictions are always kept
+        "lora_config": Absent(),
+        "enable_perturbation_metrics": Absent((None, False)),
+    }
+
     losses: list[dict[str, Any]] | None = None
     learning_rate: float = Field(1e-4, gt=0)
     betas: tuple[float, float] = (0.9, 0.99)
@@ -123,12 +140,7 @@ class TrainerConfig(Section):
     weight_decay: float | None = Field(None, ge=0)
     warmup_steps: int = Field(0, ge=0)
     lr_decay_steps: int | None = Field(None, ge=-1)
-    batch_size: int | None = None
-    metrics: list[dict[str, Any]] | None = None
     pooling_method: Literal["first_token", "pooling_layer", "mean_pooling"] | int | list[str | int] = "first_token"
-    batch_prediction_behavior: Literal["track", "dump", "dump_token_level_errors"] | int | None = None
-    lora_config: dict[str, Any] | str | None = None
-    enable_perturbation_metrics: bool = False
 
 
 ControlName = Literal["majority", "logistic_l2", "logistic_l1", "pca50_logistic"]

@@ -8,6 +8,8 @@ from bmfm_pipeline.errors import ConfigError
 _CONFIG = "bmfm_targets.config."
 _DATASETS = "bmfm_targets.datasets."
 
+# Model types that can be built; the others are known by name only.
+BUILDABLE_MODELS = ("scbert",)
 MODEL_TARGETS = {
     _CONFIG + "SCBertConfig": "scbert",
     _CONFIG + "SCModernBertConfig": "scmodernbert",
@@ -62,10 +64,11 @@ def _check_one(target: str, path: str) -> None:
     allowed = SECTION_TARGETS.get(section, ())
     if target in allowed:
         return
-    everything = [name for group in SECTION_TARGETS.values() for name in group]
-    close = difflib.get_close_matches(target, allowed or everything, 1, 0.6)
+    # The last part is compared: a package path differs less from another than a class does from its neighbour.
+    by_class = {name.rpartition(".")[2]: name for name in allowed}
+    close = difflib.get_close_matches(target.rpartition(".")[2], by_class, 1, 0.75)
     hint = (
-        f"did you mean {close[0]}?"
+        f"did you mean {by_class[close[0]]}?"
         if close
         else f"allowed here: {', '.join(allowed)}"
         if allowed

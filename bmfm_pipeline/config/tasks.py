@@ -1,10 +1,10 @@
 """Tasks: train, test, predict, interpret; what they run on and for how long."""
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from bmfm_pipeline.config.strict import Section
+from bmfm_pipeline.config.strict import Absent, Section
 
 CiMethod = Literal["bootstrap_quantiles", "bootstrap_t_interval", "binomial", "wilson", "bca"]
 
@@ -13,7 +13,7 @@ class TaskConfig(Section):
     """What all tasks share: where and how to execute. The names are those of the Lightning Trainer."""
 
     default_root_dir: str | None = None
-    accelerator: str = "auto"
+    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto"
     strategy: str = "auto"
     devices: int | str | list[int] = "auto"
     num_nodes: int = 1
@@ -40,6 +40,22 @@ class TaskConfig(Section):
 class TrainingTaskConfig(TaskConfig):
     """Train: pretraining or fine-tuning."""
 
+    absent: ClassVar[dict[str, Absent]] = {
+        "resume_training_from_ckpt": Absent(
+            (None, False),
+            "remove it: a stopped training resumes by itself; name weights to start from in model.checkpoint",
+        ),
+        "enable_checkpointing": Absent((None, True), "remove it: checkpoints are always kept"),
+        "reload_dataloaders_every_n_epochs": Absent((None, 0)),
+        "benchmark": Absent((None, False)),
+        "profiler": Absent(),
+        "callbacks": Absent((None, [])),
+        "limit_test_batches": Absent((None, 1.0)),
+        "limit_predict_batches": Absent((None, 1.0)),
+        "use_distributed_sampler": Absent((None, True)),
+        "barebones": Absent((None, False)),
+    }
+
     max_epochs: int | None = Field(20, gt=0)
     min_epochs: int | None = None
     max_steps: int = -1
@@ -56,34 +72,33 @@ class TrainingTaskConfig(TaskConfig):
     overfit_batches: float | int = 0
     fast_dev_run: bool | int = False
     freeze_layers: bool | str = False
-    resume_training_from_ckpt: bool = False
     checkpoints_every_n_train_steps: int | None = None
-    enable_checkpointing: bool = True
     early_stopping_patience: int | None = Field(None, gt=0)
     detect_anomaly: bool = False
-    reload_dataloaders_every_n_epochs: int = 0
     sync_batchnorm: bool = False
-    benchmark: bool | None = None
-    profiler: str | None = None
-    callbacks: list[Any] | None = None
 
 
 class TestTaskConfig(TaskConfig):
     """Test a trained model: metrics with intervals."""
 
     __test__ = False
+    absent: ClassVar[dict[str, Absent]] = {
+        "limit_test_batches": Absent(
+            (None, 1.0), "set data_module.limit_dataset_samples.test where the model is trained"
+        )
+    }
 
     ci_method: CiMethod = "bootstrap_quantiles"
     num_bootstrap_runs: int = Field(0, ge=0)
-    limit_test_batches: float | int | None = None
 
 
 class PredictTaskConfig(TaskConfig):
     """Predict labels and embeddings for cells."""
 
+    absent: ClassVar[dict[str, Absent]] = {"limit_predict_batches": Absent((None, 1.0))}
+
     output_predictions: bool = True
     output_embeddings: bool = True
-    limit_predict_batches: float | int | None = None
 
 
 class InterpretTaskConfig(TaskConfig):

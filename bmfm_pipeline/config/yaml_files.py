@@ -1,98 +1,114 @@
-"""A user's YAML files as they wrote them: which keys they set, and keys written twice."""
+"""A person's own YAML files as text: which keys they set, and keys that are written twice."""
 
-import shutil
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from bmfm_pipeline.errors import ConfigError
 
 
-class _Twice(dict):
-    """A mapping that remembers keys written more than once."""
-
-    repeated = False
-
-
-class _Loader(yaml.SafeLoader):
-    pass
+def _root(text: str, path: Path) -> yaml.Node | None:
+    """The tree of a YAML text with the place of every node; nothing in it is built, whatever its tags say."""
+    try:
+        return yaml.compose(text, yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        raise not_yaml(error, path) from None
 
 
-def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict:
-    loader.flatten_mapping(node)
-    found = _Twice()
-    for key_node, value_node in node.value:
-        key = loader.construct_object(key_node, deep=True)
-        value = loader.construct_object(value_node, deep=True)
-        if key in found:
-            if found[key] != value:
-                mark = key_node.start_mark
-                raise ConfigError(
-                    f"{mark.name}, line {mark.line + 1}: '{key}' is given twice, as {found[key]!r} and as {value!r}; keep one"
-                )
-            loader.repeated = True
-        found[key] = value
-    return found
+def not_yaml(error: Exception, path: Path | str) -> ConfigError:
+    """A YAML error as one line that names file and line."""
+    mark = getattr(error, "problem_mark", None)
+    line = f", line {mark.line + 1}" if mark is not None else ""
+    return ConfigError(
+        f"{path}{line}: not valid YAML: {getattr(error, 'problem', None) or ' '.join(str(error).split())}"
+    )
 
 
-_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+def without_repeats(path: Path) -> str | None:
+    """The text of a file without keys that are written twice with one value; None when there are none. Two values are an error."""
+    text = path.read_text()
+    cuts = [_span(text, mapping, key, value) for mapping, key, value in _repeats(_root(text, path), path)]
+    for start, end in sorted(cuts, reverse=True):
+        text = text[:start] + text[end:]
+    return text if cuts else None
 
 
-def _load(path: Path) -> tuple[Any, bool]:
-    with open(path) as stream:
-        loader = _Loader(stream)
-        loader.repeated = False
-        try:
-            return loader.get_single_data(), loader.repeated
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-        finally:
-            loader.dispose()
-
-
-def check_duplicates(folder: Path, scratch: Path) -> Path:
-    """`folder`, or a copy of it in which keys that were written twice with one value stand once. Two values are an error."""
-    copied = folder
-    for path in sorted(folder.rglob("*.yaml")):
-        value, repeated = _load(path)
-        if repeated:
-            if copied is folder:
-                copied = Path(shutil.copytree(folder, scratch / "configs"))
-            (copied / path.relative_to(folder)).write_text(
-                _header(path) + yaml.safe_dump(_plain(value), sort_keys=False)
+def _repeats(node: yaml.Node | None, path: Path) -> Iterator[tuple[yaml.MappingNode, yaml.Node, yaml.Node]]:
+    if isinstance(node, yaml.SequenceNode):
+        for entry in node.value:
+            yield from _repeats(entry, path)
+    if not isinstance(node, yaml.MappingNode):
+        return
+    seen: dict[str, yaml.Node] = {}
+    for key, value in node.value:
+        if key.value not in seen:
+            seen[key.value] = value
+            yield from _repeats(value, path)
+        elif _plain(seen[key.value]) == _plain(value):
+            yield node, key, value
+        else:
+            raise ConfigError(
+                f"{path}, line {key.start_mark.line + 1}: '{key.value}' is given twice, first as {_shown(seen[key.value])} and "
+                f"then as {_shown(value)}; keep one"
             )
-    return copied
 
 
-def _header(path: Path) -> str:
-    """Package directives are comments to YAML and must survive the copy."""
-    return "".join(line + "\n" for line in path.read_text().splitlines() if line.startswith("# @package"))
+def _plain(node: yaml.Node) -> tuple:
+    """Tag and content, to compare two nodes by."""
+    if isinstance(node, yaml.MappingNode):
+        return node.tag, sorted((str(_plain(key)), _plain(value)) for key, value in node.value)
+    if isinstance(node, yaml.SequenceNode):
+        return node.tag, [_plain(entry) for entry in node.value]
+    return node.tag, node.value
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _plain(entry) for name, entry in value.items()}
-    return [_plain(entry) for entry in value] if isinstance(value, list) else value
+def _shown(node: yaml.Node) -> str:
+    return (
+        node.value or "nothing" if isinstance(node, yaml.ScalarNode) else f"a block at line {node.start_mark.line + 1}"
+    )
 
 
-def written_keys(folder: Path | None, config_name: str) -> set[str]:
-    """Dotted names of all keys that the user's own file of this name sets, sections included."""
-    path = folder / f"{config_name.removesuffix('.yaml')}.yaml" if folder else None
-    if path is None or not path.is_file():
-        return set()
-    value, _ = _load(path)
-    keys: set[str] = set()
+def _span(text: str, mapping: yaml.MappingNode, key: yaml.Node, value: yaml.Node) -> tuple[int, int]:
+    """Where the second writing of a key begins and ends: whole lines, or part of one inside braces."""
+    start, end = key.start_mark.index, value.end_mark.index
+    if mapping.flow_style:
+        return start, end
+    begin = text.rfind("\n", 0, start) + 1
+    line_of_end = text.rfind("\n", 0, end) + 1
+    if not text[line_of_end:end].strip():  # a block ends where the next key begins
+        return begin, line_of_end
+    after = text.find("\n", end)
+    return begin, len(text) if after < 0 else after + 1
 
-    def walk(entry: Any, prefix: str) -> None:
-        if isinstance(entry, dict):
-            for name, child in entry.items():
-                key = f"{prefix}{name}"
-                if not isinstance(child, dict):
-                    keys.add(key)
-                walk(child, key + ".")
 
-    walk({name: entry for name, entry in (value or {}).items() if name != "defaults"}, "")
-    for entry in (value or {}).get("defaults") or []:  # a group the user chose counts as written
-        keys |= {str(name).removeprefix("override ").strip("/") for name in entry} if isinstance(entry, dict) else set()
-    return keys
+def keys_in(path: Path) -> set[str]:
+    """Dotted names of all keys that a file sets; a list, or an empty section, is one key."""
+    found: set[str] = set()
+
+    def walk(node: yaml.Node, prefix: str) -> None:
+        for key, value in node.value:
+            name = f"{prefix}{key.value}"
+            if isinstance(value, yaml.MappingNode) and value.value:
+                walk(value, f"{name}.")
+            else:
+                found.add(name)
+
+    root = _root(path.read_text(), path)
+    if isinstance(root, yaml.MappingNode):
+        walk(root, "")
+    return {name for name in found if name != "defaults"}
+
+
+def groups_in(path: Path) -> set[str]:
+    """Names of the config groups that the defaults list of a file chooses from."""
+    root = _root(path.read_text(), path)
+    entries = root.value if isinstance(root, yaml.MappingNode) else []
+    listed = next((value for key, value in entries if key.value == "defaults"), None)
+    chosen: set[str] = set()
+    for entry in listed.value if isinstance(listed, yaml.SequenceNode) else []:
+        if isinstance(entry, yaml.MappingNode):
+            chosen |= {
+                key.value.removeprefix("override ").removeprefix("optional ").strip("/") for key, _ in entry.value
+            }
+    return {name.split("@")[0].replace("/", ".") for name in chosen}

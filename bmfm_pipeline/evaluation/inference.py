@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from bmfm_pipeline.errors import ConfigError
 from bmfm_pipeline.evaluation.predictions import LabelPredictions, Predictions
 
 
@@ -26,11 +27,13 @@ def predict_loader(
 
     `class_names` maps label columns to class names in id order ([] for regression); `truth` holds values of all cells of the
     store, looked up by the batch's cell_index. With `objectives` (of masked fields), their metrics and the constant guess's are in
-    `fields`. `pooling` asks for embeddings.
+    `fields`. `pooling` asks for embeddings. Raises ConfigError when the model has other
+    classes than `class_names`, or returns nan.
     """
     from bmfm_pipeline.models import pool
     from bmfm_pipeline.objectives import RunningMetrics
 
+    _check_heads(model, class_names)
     model = model.to(device).eval()
     running = RunningMetrics(objectives) if objectives is not None and objectives.tasks else None
     cells: list[str] = []
@@ -61,6 +64,7 @@ def predict_loader(
     found = {}
     for name, names in class_names.items():
         values = np.concatenate(outputs[name]) if outputs[name] else np.zeros((0, max(1, len(names))))
+        _refuse_nan(name, values, cells, precision)
         true = truth[name][index] if truth else np.full(len(index), -100 if names else np.nan)
         if names:
             found[name] = LabelPredictions(true, values.argmax(axis=1), values, names)
@@ -70,8 +74,43 @@ def predict_loader(
     return Predictions(cells, found, fields, np.concatenate(embeddings) if embeddings else None)
 
 
+def _check_heads(model: torch.nn.Module, class_names: dict[str, list[str]]) -> None:
+    """A head whose classes mean something else would be scored against the wrong names without a word."""
+    config = getattr(model, "config", None)
+    if config is None:
+        return
+    heads = {label.name: label for label in config.model_labels}
+    for name, names in class_names.items():
+        if name not in heads:
+            raise ConfigError(f"the model has no head for '{name}'; it has {', '.join(heads) or 'none'}")
+        head = heads[name]
+        classes = list(head.class_names or ())
+        if head.output_size != max(1, len(names)) or (names and classes and classes != list(names)):
+            raise ConfigError(
+                f"{name}: the model was trained with {_listed(classes, head.output_size)}, the data have "
+                f"{_listed(names, len(names))}. Preprocess the data with the model's own dictionary: "
+                "data_module.dataset_kwargs.label_dict_path=MODEL/label_dict.json"
+            )
+
+
+def _listed(names: list[str], count: int) -> str:
+    shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
+    return f"{count} outputs" + (f" ({shown})" if shown else "")
+
+
+def _refuse_nan(name: str, values: np.ndarray, cells: list[str], precision: str) -> None:
+    """The class of the largest of several nan would be the first class, for no reason."""
+    broken = np.flatnonzero(np.isnan(values).any(axis=1))
+    if len(broken):
+        raise ConfigError(
+            f"{name}: the model returns nan for {len(broken)} of {len(cells)} cells, the first being {cells[broken[0]]}. In "
+            f"precision {precision}, numbers overflowed or the weights themselves hold nan; try task.precision=32-true"
+        )
+
+
 def _label_output(logits: torch.Tensor, classes: bool) -> np.ndarray:
-    return (torch.softmax(logits, dim=-1) if classes else logits.reshape(-1)).cpu().numpy().astype(np.float64)
+    """(batch, C) probabilities, or (batch, 1) values."""
+    return (torch.softmax(logits, dim=-1) if classes else logits.reshape(-1, 1)).cpu().numpy().astype(np.float64)
 
 
 def _to(values: dict[str, Any], device: str) -> dict[str, Any]:

@@ -3,9 +3,12 @@
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from bmfm_pipeline.config.losses import IGNORED_LABEL
+from bmfm_pipeline.errors import DataError
 from bmfm_pipeline.storage import read_json, write_json_atomic
 
 MANY_CLASSES = 256
@@ -17,13 +20,15 @@ class LabelPredictions:
     """Predictions of one label column for n cells.
 
     Classes: `truth` and `predicted` are class ids (n,), -100 where the truth is unknown, `probabilities` (n, C). Regression:
-    `truth` and `predicted` are values (n,), truth nan where unknown; `class_names` is empty.
+    `truth` and `predicted` are values (n,), truth nan where unknown; `class_names` is empty. `only_top`: probabilities beyond
+    the largest of each cell are stored as 0.
     """
 
     truth: np.ndarray
     predicted: np.ndarray
     probabilities: np.ndarray | None = None
     class_names: list[str] = field(default_factory=list)
+    only_top: bool = False
 
     @property
     def is_regression(self) -> bool:
@@ -47,6 +52,8 @@ class Predictions:
 def write_predictions(path: str | Path, predictions: Predictions, split: str = "test") -> None:
     """One row per cell. Per label column NAME: NAME, NAME_predicted and NAME_probabilities (float16 list in class order); above
     256 classes instead NAME_top_classes, NAME_top_probabilities (20) and NAME_true_probability. Class names are in the metadata.
+
+    Where another label column is already called one of these, NAME is written with underscores appended.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -57,30 +64,51 @@ def write_predictions(path: str | Path, predictions: Predictions, split: str = "
     }
     about: dict[str, dict] = {}
     for name, label in predictions.labels.items():
-        about[name] = {"class_names": label.class_names}
-        if label.is_regression:
-            columns[name] = pa.array(label.truth.astype(np.float32), pa.float32())
-            columns[f"{name}_predicted"] = pa.array(label.predicted.astype(np.float32), pa.float32())
-            continue
-        names = np.array([*label.class_names, None], dtype=object)
-        columns[name] = pa.array(names[np.where(label.truth >= 0, label.truth, len(label.class_names))], pa.string())
-        columns[f"{name}_predicted"] = pa.array(names[label.predicted], pa.string())
-        if label.probabilities is None:
-            continue
-        if len(label.class_names) <= MANY_CLASSES:
-            columns[f"{name}_probabilities"] = _lists(label.probabilities.astype(np.float16), pa.float16())
-        else:
-            top = np.argsort(-label.probabilities, axis=1)[:, :TOP]
-            columns[f"{name}_top_classes"] = _lists(top.astype(np.int32), pa.int32())
-            columns[f"{name}_top_probabilities"] = _lists(
-                np.take_along_axis(label.probabilities, top, 1).astype(np.float16), pa.float16()
-            )
-            true = label.probabilities[np.arange(len(label.truth)), np.maximum(label.truth, 0)]
-            columns[f"{name}_true_probability"] = pa.array(np.where(label.truth >= 0, true, np.nan).astype(np.float32))
+        own = _columns_of(label)
+        prefix = name
+        while any(prefix + ending in columns for ending in own):
+            prefix += "_"
+        columns |= {prefix + ending: values for ending, values in own.items()}
+        about[name] = {"class_names": label.class_names, "prefix": prefix}
     table = pa.table(columns).replace_schema_metadata(
         {"bmfm": json.dumps({"labels": about, "fields": predictions.fields})}
     )
     pq.write_table(table, path)
+
+
+def _columns_of(label: LabelPredictions) -> dict[str, Any]:
+    """The columns of one label, by the ending of their names."""
+    import pyarrow as pa
+
+    if label.is_regression:
+        return {
+            "": pa.array(label.truth.astype(np.float32), pa.float32()),
+            "_predicted": pa.array(label.predicted.astype(np.float32), pa.float32()),
+        }
+    columns = {"": _names(label.truth, label.class_names), "_predicted": _names(label.predicted, label.class_names)}
+    if label.probabilities is None:
+        return columns
+    if len(label.class_names) <= MANY_CLASSES:
+        return columns | {"_probabilities": _lists(label.probabilities.astype(np.float16), pa.float16())}
+    top = _top(label.probabilities)
+    true = label.probabilities[np.arange(len(label.truth)), np.maximum(label.truth, 0)]
+    return columns | {
+        "_top_classes": _lists(top.astype(np.int32), pa.int32()),
+        "_top_probabilities": _lists(np.take_along_axis(label.probabilities, top, 1).astype(np.float16), pa.float16()),
+        "_true_probability": pa.array(np.where(label.truth >= 0, true, np.nan).astype(np.float32)),
+    }
+
+
+def _names(ids: np.ndarray, class_names: list[str]):
+    """Class names of ids; null for a negative id."""
+    import pyarrow as pa
+
+    names = np.array([*class_names, None], dtype=object)
+    return pa.array(names[np.where(ids >= 0, ids, len(class_names))], pa.string())
+
+
+def _top(probabilities: np.ndarray) -> np.ndarray:
+    return np.argsort(-probabilities, axis=1, kind="stable")[:, :TOP]
 
 
 def _lists(values: np.ndarray, kind):
@@ -90,63 +118,91 @@ def _lists(values: np.ndarray, kind):
 
 
 def read_predictions(path: str | Path) -> Predictions:
-    """What write_predictions wrote; probabilities above 256 classes are zero outside the stored ones."""
+    """What write_predictions wrote; above 256 classes the probabilities are zero outside the largest of each cell.
+
+    The probability of the true class is stored too, but not put back: it would rank every cell of a class above the cells of others
+    whose small probability was cut off, and make the areas under the curves too good.
+    """
     import pyarrow.parquet as pq
 
     table = pq.read_table(path)
     about = json.loads(table.schema.metadata[b"bmfm"])
     labels = {}
     for name, entry in about["labels"].items():
-        names = entry["class_names"]
-        truth, predicted = table[name].to_pylist(), table[f"{name}_predicted"].to_pylist()
+        names, prefix = entry["class_names"], entry["prefix"]
+        truth, predicted = (table[prefix + ending].to_pylist() for ending in ("", "_predicted"))
         if not names:
             labels[name] = LabelPredictions(np.array(truth, dtype=np.float64), np.array(predicted, dtype=np.float64))
             continue
-        ids = {value: index for index, value in enumerate(names)}
-        true_ids = np.array([-100 if value is None else ids[value] for value in truth])
-        predicted_ids = np.array([ids[value] for value in predicted])
+        ids = {value: index for index, value in enumerate(names)} | {None: IGNORED_LABEL}
+        true_ids, predicted_ids = (
+            np.array([ids[value] for value in values], dtype=np.int64) for values in (truth, predicted)
+        )
         labels[name] = LabelPredictions(
-            true_ids, predicted_ids, _probabilities(table, name, len(names), true_ids), names
+            true_ids,
+            predicted_ids,
+            _probabilities(table, prefix, len(names)),
+            names,
+            only_top=f"{prefix}_top_classes" in table.column_names,
         )
     return Predictions(table["cell"].to_pylist(), labels, about["fields"])
 
 
-def _probabilities(table, name: str, n_classes: int, truth: np.ndarray) -> np.ndarray | None:
-    if f"{name}_probabilities" in table.column_names:
-        flat = table[f"{name}_probabilities"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-        return flat.astype(np.float64).reshape(-1, n_classes)
-    if f"{name}_top_classes" not in table.column_names:
+def _probabilities(table, prefix: str, n_classes: int) -> np.ndarray | None:
+    if f"{prefix}_probabilities" in table.column_names:
+        return _stored(table, f"{prefix}_probabilities", n_classes)
+    if f"{prefix}_top_classes" not in table.column_names:
         return None
     found = np.zeros((table.num_rows, n_classes))
-    top = np.array(table[f"{name}_top_classes"].to_pylist())
-    np.put_along_axis(found, top, np.array(table[f"{name}_top_probabilities"].to_pylist(), dtype=np.float64), 1)
-    known = truth >= 0
-    found[np.flatnonzero(known), truth[known]] = np.array(table[f"{name}_true_probability"].to_pylist())[known]
+    top = _stored(table, f"{prefix}_top_classes", TOP).astype(np.int64)
+    np.put_along_axis(found, top, _stored(table, f"{prefix}_top_probabilities", TOP), 1)
     return found
+
+
+def _stored(table, column: str, width: int) -> np.ndarray:
+    flat = table[column].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return flat.astype(np.float64).reshape(-1, width)
 
 
 def write_control_predictions(path: Path, controls: dict[str, dict[str, LabelPredictions]]) -> None:
     """Predictions of the controls, as class ids beside the model's: {control: {label: predictions}}."""
-    plain = {
-        control: {
-            name: {
-                "predicted": label.predicted.tolist(),
-                "probabilities": None if label.probabilities is None else label.probabilities.round(5).tolist(),
-            }
-            for name, label in labels.items()
-        }
-        for control, labels in controls.items()
-    }
-    write_json_atomic(path, plain)
+    write_json_atomic(
+        path,
+        {control: {name: _plain(label) for name, label in labels.items()} for control, labels in controls.items()},
+    )
+
+
+def _plain(label: LabelPredictions) -> dict[str, Any]:
+    """Above 256 classes the largest probabilities only, as for the model: both are compared at the same resolution."""
+    plain: dict[str, Any] = {"predicted": label.predicted.tolist()}
+    if label.probabilities is None:
+        return plain
+    if len(label.class_names) <= MANY_CLASSES:
+        return plain | {"probabilities": label.probabilities.round(5).tolist()}
+    top = _top(label.probabilities)
+    largest = np.take_along_axis(label.probabilities, top, 1).round(5)
+    return plain | {"top_classes": top.tolist(), "top_probabilities": largest.tolist()}
 
 
 def read_control_predictions(path: Path, model: Predictions) -> dict[str, dict[str, LabelPredictions]]:
-    found: dict[str, dict[str, LabelPredictions]] = {}
-    for control, labels in read_json(path).items():
-        found[control] = {}
-        for name, entry in labels.items():
-            probabilities = None if entry["probabilities"] is None else np.array(entry["probabilities"])
-            found[control][name] = LabelPredictions(
-                model.labels[name].truth, np.array(entry["predicted"]), probabilities, model.labels[name].class_names
-            )
-    return found
+    """What write_control_predictions wrote, with the truth and the class names of `model`."""
+    return {
+        control: {name: _beside(model.labels[name], entry) for name, entry in labels.items()}
+        for control, labels in read_json(path).items()
+    }
+
+
+def _beside(model: LabelPredictions, entry: dict[str, Any]) -> LabelPredictions:
+    predicted = np.array(entry["predicted"])
+    if len(predicted) != len(model.truth):
+        raise DataError(
+            f"the controls hold {len(predicted)} predictions, the model {len(model.truth)}: they are not of the same cells; "
+            "run `bmfm evaluate` again"
+        )
+    probabilities = None
+    if "top_classes" in entry:
+        probabilities = np.zeros((len(predicted), len(model.class_names)))
+        np.put_along_axis(probabilities, np.array(entry["top_classes"]), np.array(entry["top_probabilities"]), 1)
+    elif "probabilities" in entry:
+        probabilities = np.array(entry["probabilities"])
+    return LabelPredictions(model.truth, predicted, probabilities, model.class_names, only_top="top_classes" in entry)

@@ -29,6 +29,7 @@ from bmfm_pipeline.storage import publish as publish_artefact
 from bmfm_pipeline.training.prepared import PreparedData
 
 logger = logging.getLogger(__name__)
+WITHOUT_COUNTS = "controls: the processed data holds no raw counts, so they are computed from its values (X) instead"
 
 
 def _run(job: Job) -> RunConfig:
@@ -102,7 +103,7 @@ def controls(job: Job, on_progress: Progress) -> dict[str, Any]:
     which = which_controls(run.evaluation.controls)
     counts = prepared.store.counts
     if counts is None:
-        logger.warning("controls: the processed data holds no raw counts, so they are computed from its values (X)")
+        logger.warning("%s", WITHOUT_COUNTS)
         counts = prepared.store.matrix
     model = read_predictions(job.staging / "predictions.parquet")
     position = {name: row for row, name in enumerate(prepared.store.obs_names)}
@@ -124,7 +125,8 @@ def _settings(job: Job, run: RunConfig) -> Settings:
     split = read_json(input_folder(job, "data") / "split.json")
     return Settings(
         method=run.task.ci_method,
-        resamples=run.task.num_bootstrap_runs or run.evaluation.resamples,
+        resamples=run.evaluation.resamples,
+        bootstrap_runs=run.task.num_bootstrap_runs,
         level=run.evaluation.level,
         seed=run.seed.seed_value,
         rare_class_floor=run.evaluation.rare_class_floor,
@@ -138,6 +140,8 @@ def metrics(job: Job, on_progress: Progress) -> dict[str, Any]:
     model = read_predictions(job.staging / "predictions.parquet")
     others = read_control_predictions(job.staging / "controls.json", model)
     evaluation = evaluate_predictions(model, others, _settings(job, run))
+    if others and PreparedData(input_folder(job, "data")).store.counts is None:
+        evaluation.notes.append(WITHOUT_COUNTS)
     write_json_atomic(job.staging / "metrics.json", evaluation.rows)
     write_json_atomic(job.staging / "evaluation.json", evaluation.to_dict())
     with open(job.staging / "metrics.csv", "w", newline="") as stream:

@@ -76,6 +76,8 @@ class _Writing:
 class BatchBuilder:
     """Builds batches from a store that offers `indptr`, `indices`, `data` (CSR of cells by genes) and `obs_names`.
 
+    A store may also offer `cell_keys`, int64 (cells,): what makes a cell's random draws its own, whatever file it lies in; without
+    them the row number does.
     labels: label column -> values of all cells of the store, int64 class ids (cells,) or float32 (cells,) or (cells, C).
     mask_weights: relative masking rate by gene column, float32 (genes,), see `gene_mask_weights`; None masks uniformly.
     Genes without a token are left out and counted in `report`. Raises ConfigError for settings that cannot make a batch, DataError
@@ -113,7 +115,7 @@ class BatchBuilder:
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the views of the store's arrays: a worker that is not forked opens the store anew instead of copying it."""
-        return {name: value for name, value in self.__dict__.items() if name not in ("_csr", "_names")}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_csr", "_names", "_cell_keys")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -128,6 +130,8 @@ class BatchBuilder:
                     raise DataError(f"fields.{entry.name}: the store has no matrix '{entry.layer}'")
                 self._csr[entry.layer] = _csr(matrix)
         self._names = np.asarray(self.store.obs_names, dtype=object)
+        keys = getattr(self.store, "cell_keys", None)
+        self._cell_keys = None if keys is None else np.asarray(keys, dtype=np.int64)
         self.n_cells = len(self._csr[None][0]) - 1
         self._longest = int(np.diff(self._csr[None][0]).max(initial=0))
 
@@ -216,6 +220,7 @@ class BatchBuilder:
         seed, epoch = np.uint64(config.seed & 0xFFFFFFFFFFFFFFFF), np.uint64(epoch)
         columns, counts = np.empty((batch, room), np.int32), np.empty(batch, np.int64)
         values, sums = np.empty((1, batch, room), np.float32), np.empty(batch, np.float64)
+        keys = rows if self._cell_keys is None else self._cell_keys[rows]
         by_row = (rows, *self._csr[None], self._column_ids, config.limit_genes is None)
         ranking, broken = np.zeros(0, np.int32), -1
         if config.sequence_order == "sorted":
@@ -224,7 +229,7 @@ class BatchBuilder:
             broken = kernels.rank_genes(*by_row, ranking)
         if broken < 0:
             broken = kernels.pick_genes(
-                *by_row, config.sequence_order == "random", ranking, config.max_mfi_data_len or self._longest, seed, epoch,
+                *by_row, config.sequence_order == "random", ranking, config.max_mfi_data_len or self._longest, keys, seed, epoch,
                 config.log_normalize_transform, columns, values[0], counts, sums,
             )  # fmt: skip
         if broken >= 0:
@@ -241,7 +246,7 @@ class BatchBuilder:
         if self._masked:
             targets = np.empty((len(self._masked), batch, length), dtype=ids.dtype)
             kernels.mask_fields(
-                rows, counts, columns, first, seed, epoch, config.change_ratio, config.mask_ratio, config.switch_ratio,
+                keys, counts, columns, first, seed, epoch, config.change_ratio, config.mask_ratio, config.switch_ratio,
                 config.comask_across_fields, self.mask_weights, self._plan, self._barred, ids, marks, targets,
             )  # fmt: skip
             labels.update(self._field_labels(rows, counts, columns, sources, targets))

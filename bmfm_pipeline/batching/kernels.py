@@ -1,6 +1,6 @@
 """Compiled kernels over CSR rows: choose and order genes, write tokens, mask. No Python loop over cells or genes.
 
-Randomness is counter-based: a draw depends on (seed, epoch, cell row, purpose, count) alone, so that batch shape, neighbours and
+Randomness is counter-based: a draw depends on (seed, epoch, cell key, purpose, count) alone, so that batch shape, neighbours and
 worker number cannot change it. Kernels compile when first called and are kept on disk (in NUMBA_CACHE_DIR where it is set).
 """
 
@@ -40,11 +40,11 @@ def _mix(x):
 
 
 @numba.njit
-def _stream(seed, epoch, row, purpose):
+def _stream(seed, epoch, key, purpose):
     """The state from which the draws of one cell for one purpose start."""
     state = _mix(np.uint64(seed) + _GAMMA)
     state = _mix(state ^ (np.uint64(epoch) + _GAMMA))
-    state = _mix(state ^ (np.uint64(row) + _GAMMA))
+    state = _mix(state ^ (np.uint64(key) + _GAMMA))
     return _mix(state ^ (np.uint64(purpose) + _GAMMA))
 
 
@@ -120,8 +120,8 @@ def rank_genes(rows, indptr, indices, data, column_ids, keep_unknown, ranking):
 
 @_compiled
 def pick_genes(
-    rows, indptr, indices, data, column_ids, keep_unknown, shuffled, ranking, clip, seed, epoch, sum_values, columns, values,
-    counts, sums,
+    rows, indptr, indices, data, column_ids, keep_unknown, shuffled, ranking, clip, cell_keys, seed, epoch, sum_values, columns,
+    values, counts, sums,
 ):  # fmt: skip
     """The genes of each row as stored, shuffled, or as `ranking` says (empty: unused), cut to `clip` and the width of `columns`.
 
@@ -153,7 +153,7 @@ def pick_genes(
                 spots[i] = ranking[base + i]
             base += size
         elif shuffled:
-            state = _stream(seed, epoch, rows[b], _ORDERING)
+            state = _stream(seed, epoch, cell_keys[b], _ORDERING)
             for i in range(kept if sum_values else taken):
                 j = i + _below(_draw(state, i), n - i)
                 chosen = spots[j]
@@ -241,7 +241,7 @@ def write_fields(counts, columns, values, prefix, kinds, column_ids, value_ids, 
 
 @_compiled
 def mask_fields(
-    rows, counts, columns, first, seed, epoch, change, mask, switch, together, weights, plan, barred, ids, marks, labels
+    cell_keys, counts, columns, first, seed, epoch, change, mask, switch, together, weights, plan, barred, ids, marks, labels
 ):  # fmt: skip
     """Mask fields of ids (B, F, L) in place; write marks (B, L) and labels (M, B, L), -100 where nothing is to be predicted.
 
@@ -285,8 +285,8 @@ def mask_fields(
             here = min(1.0, rate)
             # Whole numbers of 53 bits compare faster than floats made of them.
             selected, masked, switched = here * _SPAN, here * mask * _SPAN, here * (mask + switch) * _SPAN
-            state = _stream(seed, epoch, rows[b], _MASKING + (0 if together else f))
-            other = _stream(seed, epoch, rows[b], _SWITCHING + f)
+            state = _stream(seed, epoch, cell_keys[b], _MASKING + (0 if together else f))
+            other = _stream(seed, epoch, cell_keys[b], _SWITCHING + f)
             if continuous and switch > 0:
                 for i in range(first, first + n):
                     original[i] = ids[b, f, i]

@@ -1,6 +1,9 @@
 """CellStore: the rows of a processed h5ad by number, memory-mapped, shared between workers."""
 
+import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +31,7 @@ class CSRArrays:
 class CellStore:
     """Opens a processed h5ad (CSR, contiguous, uncompressed) without loading it; falls back to reading when it is chunked.
 
-    `data`, `indices`, `indptr` are those of X; `counts` those of layers["counts"], or None. Pickles as its path.
+    `matrix` is X, and `data`, `indices`, `indptr` are its arrays; `counts` those of layers["counts"], or None. Pickles as its path.
     """
 
     def __init__(self, path: str | Path):
@@ -37,6 +40,7 @@ class CellStore:
         self.path = Path(path)
         with h5py.File(self.path, "r") as file:
             matrix = _matrix(file, "X", self.path)
+            self.matrix = matrix
             self.data, self.indices, self.indptr, self.shape = matrix.data, matrix.indices, matrix.indptr, matrix.shape
             self.counts = _matrix(file, "layers/counts", self.path) if "layers/counts" in file else None
             self.obs_names = _index(file["obs"])
@@ -64,6 +68,11 @@ class CellStore:
             with h5py.File(self.path, "r") as file:
                 self._obs = read_elem(file["obs"])
         return self._obs
+
+    @cached_property
+    def cell_keys(self) -> np.ndarray:
+        """int64 (cells,): a checksum of each cell's name, which makes its random draws the same in every file that holds it."""
+        return keys_of(self.obs_names)
 
     def column(self, name: str) -> np.ndarray:
         """One obs column as an object array, without importing anndata."""
@@ -96,6 +105,11 @@ class CellStore:
                 "extend label_dict.json by appending them with the next free ids, or rebuild it by preprocessing anew"
             )
         return np.array([-100 if text is None else names.get(text, -100) for text in texts], dtype=np.int64)
+
+
+def keys_of(names: Iterable[str]) -> np.ndarray:
+    """int64 checksums (CRC-32) of cell names; two cells that share one only share their random draws."""
+    return np.fromiter((zlib.crc32(str(name).encode()) for name in names), dtype=np.int64)
 
 
 def _missing(value) -> bool:

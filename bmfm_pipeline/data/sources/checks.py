@@ -39,7 +39,7 @@ def check_source(
             f"{source.path}: {source.where} is {source.n_cells} x {source.n_genes}, but obs has {len(source.obs)} rows and var {len(source.var_names)}; "
             "the file is damaged"
         )
-    _check_names(source, duplicate_genes, problems)
+    check_names(source, duplicate_genes, problems)
     if swapped := looks_transposed(source.obs_names, source.var_names):
         problems.append(swapped)
     report: dict[str, Any] = {
@@ -60,7 +60,7 @@ def check_source(
     return report
 
 
-def _check_names(source: CellSource, duplicate_genes: str, problems: list[str]) -> None:
+def check_names(source: CellSource, duplicate_genes: str, problems: list[str]) -> None:
     for what, names in (("cell names (obs)", source.obs.index), ("gene names (var)", source.var_names)):
         twice = [str(name) for name, count in Counter(names).items() if count > 1]
         if not twice or (what.startswith("gene") and duplicate_genes != "refuse"):
@@ -136,12 +136,12 @@ def _check_values(source: CellSource, need_counts: bool, problems: list[str]) ->
         )
     if negative:
         problems.append(
-            f"{source.where}: {negative} values are negative; counts are needed (scaled data cannot be turned back){_elsewhere(source)}"
+            f"{source.where}: {negative} values are negative; counts are needed (scaled data cannot be turned back){where_counts_lie(source)}"
         )
     elif need_counts and fractional:
         guess = "they look log-normalised" if largest < 20 else "they look normalised"
         problems.append(
-            f"{source.where}: {fractional} values are not whole numbers, e.g. {example:.4g}; {guess}, and counts are needed{_elsewhere(source)}"
+            f"{source.where}: {fractional} values are not whole numbers, e.g. {example:.4g}; {guess}, and counts are needed{where_counts_lie(source)}"
         )
     if not broken and empty == source.n_cells:
         problems.append(f"{source.where}: no cell expresses any gene; every value is zero")
@@ -153,7 +153,7 @@ def _check_values(source: CellSource, need_counts: bool, problems: list[str]) ->
     }
 
 
-def _elsewhere(source: CellSource) -> str:
+def where_counts_lie(source: CellSource) -> str:
     """Where whole numbers lie in the same file, as advice."""
     candidates = [name for name in [*source.layers, *(["raw"] if source.has_raw else [])] if name != source.layer]
     for name in candidates:

@@ -8,12 +8,11 @@ import sys
 from collections.abc import Sequence
 
 from bmfm_pipeline import __version__
-from bmfm_pipeline.errors import ConfigError, PipelineError, Preempted
+from bmfm_pipeline.errors import PipelineError, Preempted
 
-# `bmfm run` takes these before Hydra sees the overrides.
-RUN_ARGUMENTS = ("label", "task", "perturbation_column_name", "controls")
 EXIT_USER_ERROR = 2
 EXIT_PREEMPTED = 75
+TAKE_OVERRIDES = ("run", "plan", "preprocess", "pretrain", "finetune", "evaluate")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,10 +22,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if known.command is None:
         parser.print_help()
         return 0
-    overrides = [word for word in rest if "=" in word or word.startswith("~")]
-    if strangers := [word for word in rest if word not in overrides]:
-        parser.error(f"unrecognized arguments: {' '.join(strangers)} (overrides look like key=value)")
-    known.overrides = [*overrides]
+    known.overrides = _overrides(parser, rest)
+    if known.overrides and known.command not in TAKE_OVERRIDES:
+        parser.error(f"{known.command} takes no overrides: {' '.join(known.overrides)}")
     if getattr(known, "target", None) and ("=" in known.target or known.target.startswith("~")):
         known.overrides.insert(0, known.target)  # an override stood where the target would
         known.target = None
@@ -42,13 +40,18 @@ def seed_main(arguments: Sequence[str] | None = None) -> int:
     _config_options(parser)
     _common_options(parser)
     known, rest = parser.parse_known_args(arguments)
-    overrides = [word for word in rest if "=" in word or word.startswith("~")]
-    if strangers := [word for word in rest if word not in overrides]:
-        parser.error(f"unrecognized arguments: {' '.join(strangers)}")
     if not known.config_name:
         parser.error("name a config with -cn, e.g. -cn pre_train_config -cd run")
-    known.overrides, known.command = overrides, "seed"
+    known.overrides, known.command = _overrides(parser, rest), "seed"
     return _guarded(known)
+
+
+def _overrides(parser: argparse.ArgumentParser, words: Sequence[str]) -> list[str]:
+    """The Hydra overrides among words that are no option: key=value, +key=value, ++key=value, ~key."""
+    strangers = [word for word in words if word.startswith("-") or not ("=" in word or word.startswith("~"))]
+    if strangers:
+        parser.error(f"unrecognized arguments: {' '.join(strangers)} (overrides look like key=value)")
+    return list(words)
 
 
 def _guarded(known: argparse.Namespace) -> int:
@@ -61,7 +64,7 @@ def _guarded(known: argparse.Namespace) -> int:
     from bmfm_pipeline import commands
 
     try:
-        result = getattr(commands, known.command.replace("-", "_"))(known)
+        result = commands.find(known.command)(known)
     except PipelineError as error:
         print(f"error: {error}", file=sys.stderr)
         if known.json:
@@ -128,27 +131,18 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument(
         "--output", required=True, metavar="DIR", help="folder for predictions.csv, probabilities.csv, embeddings.csv"
     )
+    predict.add_argument("--layer", metavar="NAME", help="layer of the file that holds counts, or 'raw' (default X)")
+    predict.add_argument("--batch-size", type=int, metavar="N", help="cells in a batch (default: as in training)")
+    data = add("data", "look into a data file: `bmfm data inspect FILE`")
+    data.add_argument("what", choices=["inspect"])
+    data.add_argument("file", metavar="FILE")
+    data.add_argument("--layer", metavar="NAME", help="look at this layer, or 'raw' (default X)")
     add("datasets", "list the catalogue")
     add("doctor", "check versions, accelerator, disk and MLflow")
     interface = add("ui", "open the Prefect and MLflow pages on this machine (Ctrl-C stops both)")
     interface.add_argument("--prefect-port", type=int, default=4200)
     interface.add_argument("--mlflow-port", type=int, default=5000)
     return parser
-
-
-def split_run_arguments(overrides: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """Separate the arguments of `run` (label=..., controls=...) from the Hydra overrides that follow."""
-    own: dict[str, str] = {}
-    hydra = []
-    for word in overrides:
-        name, _, value = word.partition("=")
-        if name in RUN_ARGUMENTS:
-            if not value:
-                raise ConfigError(f"{name}= needs a value")
-            own[name] = value
-        else:
-            hydra.append(word)
-    return own, hydra
 
 
 if __name__ == "__main__":

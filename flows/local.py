@@ -36,13 +36,29 @@ def prepare(state_dir: str | os.PathLike, quiet: bool = True) -> dict[str, str]:
     if quiet:
         chosen |= TERMINAL
     if not user_has_chosen():
-        home = Path(state_dir).absolute() / "prefect"
-        home.mkdir(parents=True, exist_ok=True)  # Prefect makes its home, but not the folder it lies in
-        chosen["PREFECT_HOME"] = str(home)
+        chosen["PREFECT_HOME"] = str(_home(state_dir))
         chosen["PREFECT_SERVER_EPHEMERAL_ENABLED"] = "true"
     applied = {name: value for name, value in chosen.items() if name not in os.environ}
     os.environ.update(applied)
     return applied
+
+
+def server_environment(state_dir: str | os.PathLike, host: str, port: int) -> dict[str, str]:
+    """Environment of a Prefect server that shows the runs of `state_dir`, or of the home that the user has chosen."""
+    chosen = {
+        **QUIET,
+        "PREFECT_API_URL": f"http://{host}:{port}/api",
+        "PREFECT_SERVER_UI_API_URL": f"http://{host}:{port}/api",
+    }
+    if not user_has_chosen():
+        chosen["PREFECT_HOME"] = str(_home(state_dir))
+    return chosen
+
+
+def _home(state_dir: str | os.PathLike) -> Path:
+    home = Path(state_dir).absolute() / "prefect"
+    home.mkdir(parents=True, exist_ok=True)  # Prefect makes its home, but not the folder it lies in
+    return home
 
 
 def user_has_chosen() -> bool:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bmfm_pipeline.config import RunConfig, compose, find_accelerator, list_entries, load_entry, settle_execution
+from bmfm_pipeline.config import RunConfig, compose, find_accelerator, list_entries, settle_execution
 from bmfm_pipeline.errors import ConfigError, DataError
 from bmfm_pipeline.stages.inputs import source_inputs
 from bmfm_pipeline.stages.jobs import STAGES, Job, make_job
@@ -158,6 +158,11 @@ def _plan_evaluate_stage(target, config_name, config_dir, overrides, label, plac
                 "evaluate: task.checkpoint must name a fine-tuned model artefact (or give a dataset to run the chain for)"
             )
         return plan_pipeline(target, label=label, overrides=overrides, workspace=place.uri)
+    if strangers := [word for word in overrides if not _belongs(word, "evaluate")]:
+        raise ConfigError(
+            f"evaluate: {', '.join(strangers)} cannot be changed for a model that is trained already: fields, data and sizes are "
+            "those it was trained with; task.*, evaluation.* and seed.* can be set"
+        )
     source = find_checkpoint(named, place, run_name(test), stage="finetune")
     model = load_artefact(source.uri)
     trained = read_json(Path(model.local()) / "run_config.json")
@@ -232,8 +237,3 @@ def _belongs(word: str, stage: str) -> bool:
     if stage == "evaluate":
         return parts[0] in ("task", "evaluation", "seed", "dataset", "label_columns")
     return True
-
-
-def dataset_schedule(name: str):
-    """When the catalogue would re-evaluate a dataset: its schedule entry, or None."""
-    return load_entry(name).schedule

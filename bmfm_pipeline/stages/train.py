@@ -36,6 +36,8 @@ def prepare(job: Job, on_progress: Progress) -> dict[str, Any]:
     )
     write_json_atomic(job.run_dir / "train_spec.json", spec.to_dict())
     run = RunConfig.model_validate(job.config)
+    for note in run.notes:  # what differs from what was asked for is said, not only stored
+        logger.warning("%s", note)
     summary = {"data": str(data), "start": "pretrained" if checkpoint else "from scratch", "notes": run.notes}
     return {"uri": str(job.run_dir / "train_spec.json"), "summary": summary}
 

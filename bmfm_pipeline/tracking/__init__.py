@@ -3,7 +3,7 @@
 The only room that imports mlflow, and only when a run is written: importing this package is cheap.
 """
 
-from bmfm_pipeline.tracking.locations import run_url, tracking_uri
+from bmfm_pipeline.tracking.locations import is_http, run_url, serving_command, tracking_uri
 from bmfm_pipeline.tracking.redaction import redact, redact_text
 from bmfm_pipeline.tracking.revision import git_revision
 from bmfm_pipeline.tracking.runs import EXPERIMENT, StageTracker
@@ -13,9 +13,11 @@ __all__ = [
     "EXPERIMENT",
     "StageTracker",
     "git_revision",
+    "is_http",
     "redact",
     "redact_text",
     "replay_spool",
     "run_url",
+    "serving_command",
     "tracking_uri",
 ]

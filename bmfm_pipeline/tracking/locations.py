@@ -2,6 +2,7 @@
 
 import os
 import socket
+import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -67,3 +68,21 @@ def run_url(uri: str, experiment_id: str, run_id: str) -> str:
     """The page of a run: on its server, or where `bmfm ui` shows a store that has none."""
     base = uri.rstrip("/") if is_http(uri) else LOCAL_PAGE
     return f"{base}/#/experiments/{experiment_id}/runs/{run_id}"
+
+
+def serving_command(uri: str, host: str, port: int) -> list[str]:
+    """The command that shows the store at `uri` as pages: MLflow's own server, with one worker."""
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--backend-store-uri",
+        uri,
+        "--host",
+        host,
+        "--port",
+        str(port),
+    ]
+    folder = artifact_folder(uri)
+    return [*command, "--workers", "1", *(["--default-artifact-root", folder] if folder else [])]

@@ -1,0 +1,26 @@
+"""What the words of the command line do, one function a command: each takes the parsed arguments and returns a plain value.
+
+Functions are found by name and imported when first used, so that `bmfm --help` loads none of them.
+"""
+
+from importlib import import_module
+
+_COMMANDS = {
+    "data": "bmfm_pipeline.commands.information",
+    "datasets": "bmfm_pipeline.commands.information",
+    "doctor": "bmfm_pipeline.commands.information",
+    "evaluate": "bmfm_pipeline.commands.one_stage",
+    "finetune": "bmfm_pipeline.commands.one_stage",
+    "plan": "bmfm_pipeline.commands.whole_chain",
+    "predict": "bmfm_pipeline.commands.prediction",
+    "preprocess": "bmfm_pipeline.commands.one_stage",
+    "pretrain": "bmfm_pipeline.commands.one_stage",
+    "run": "bmfm_pipeline.commands.whole_chain",
+    "seed": "bmfm_pipeline.commands.one_stage",
+    "ui": "bmfm_pipeline.commands.interfaces",
+}
+
+
+def find(name: str):
+    """The function that carries out command `name`."""
+    return getattr(import_module(_COMMANDS[name]), name)

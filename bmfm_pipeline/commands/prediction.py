@@ -1,0 +1,42 @@
+"""`bmfm predict`: labels, probabilities and embeddings for the cells of an h5ad file."""
+
+import argparse
+import sys
+from typing import Any
+
+from bmfm_pipeline.commands.terminal import Terminal
+
+
+def predict(arguments: argparse.Namespace) -> dict[str, Any]:
+    from bmfm_pipeline.stages.predict import predict_file
+
+    with Terminal() as terminal:
+        terminal({"kind": "step", "stage": "predict", "step_name": "predict"})
+        found = predict_file(
+            arguments.model,
+            arguments.input,
+            arguments.output,
+            layer=arguments.layer,
+            batch_size=arguments.batch_size,
+            on_progress=terminal,
+        )
+    return _say(found, arguments)
+
+
+def predict_as_configured(run, arguments: argparse.Namespace) -> dict[str, Any]:
+    """A bmfm_targets config with a predict task."""
+    from bmfm_pipeline.stages.predict import predict_with_config
+
+    with Terminal() as terminal:
+        terminal({"kind": "step", "stage": "predict", "step_name": "predict"})
+        found = predict_with_config(run, arguments.workspace, terminal)
+    return _say(found, arguments)
+
+
+def _say(found: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
+    genes = found["genes"]
+    lines = [f"{found['cells']} cells predicted: {found['output']}/predictions.csv"]
+    lines.append(f"{genes['known']} of {genes['genes']} genes are known to the model")
+    lines += [f"{count} cells have no label: {reason}" for reason, count in found["reasons"].items()]
+    print("\n".join(lines), file=sys.stderr if arguments.json else sys.stdout)
+    return found

@@ -1,0 +1,297 @@
+"""Predict: labels, probabilities and embeddings for the cells of an h5ad file, with nothing but a model folder.
+
+Gene mapping and the fitted normalisation travel with the model; row filters do not: every cell of the input has a row in the output,
+and a cell that cannot be used has an empty label and a reason.
+"""
+
+import csv
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bmfm_pipeline.config import RunConfig
+from bmfm_pipeline.data.labels import read_label_dict
+from bmfm_pipeline.data.sources import check_genes, open_source
+from bmfm_pipeline.data.sources.checks import check_names, where_counts_lie
+from bmfm_pipeline.data.store import keys_of
+from bmfm_pipeline.data.transforms import Chain
+from bmfm_pipeline.errors import CheckpointError, ConfigError, DataError, StorageError
+from bmfm_pipeline.storage import Workspace, load_artefact, localise, read_json
+from bmfm_pipeline.storage.files import disk_errors
+from bmfm_pipeline.tracking import EXPERIMENT, StageTracker, tracking_uri
+from bmfm_pipeline.training.prepared import batching_config, field_specs
+from bmfm_pipeline.vocabulary import MultiFieldVocabulary
+
+FILES = ("predictions.csv", "probabilities.csv", "embeddings.csv")
+Progress = Callable[[dict[str, Any]], None]
+
+
+@dataclass
+class Predictor:
+    """A model folder, opened: network, transforms, vocabularies and class names."""
+
+    folder: Path
+    run: RunConfig
+    chain: Chain
+    vocabularies: MultiFieldVocabulary
+    class_names: dict[str, list[str]]
+    pooling: Any = "first_token"
+
+    @classmethod
+    def open(cls, folder: str | Path) -> "Predictor":
+        """Read what a training stage exported. Raises CheckpointError when the folder lacks what prediction needs."""
+        folder = Path(folder)
+        for name in ("config.json", "bmfm.json", "transforms.json"):
+            if not (folder / name).exists():
+                raise CheckpointError(
+                    f"{folder}: holds no {name}; name a model that `bmfm finetune` or `bmfm pretrain` published"
+                )
+        stored = read_json(folder / "bmfm.json")
+        module = {**stored["data_module"], "collation_strategy": "sequence_classification", "mlm": False}
+        plain = {
+            "fields": stored["fields"],
+            "label_columns": stored["label_columns"],
+            "seed": stored["seed"],
+            "data_module": module,
+        }
+        known = read_label_dict(folder / "label_dict.json") if (folder / "label_dict.json").exists() else {}
+        heads = {entry["label_column_name"] for entry in read_json(folder / "config.json").get("label_columns") or []}
+        names = {}
+        for column in stored["label_columns"]:
+            name = column["label_column_name"]
+            if name in heads:
+                ids = {} if column["is_regression_label"] else known[name]
+                names[name] = sorted(ids, key=ids.get)
+        trainer = read_json(folder / "run_config.json")["trainer"] if (folder / "run_config.json").exists() else {}
+        return cls(
+            folder,
+            RunConfig.model_validate({**plain, "task": {"kind": "predict"}}),
+            Chain.from_json(read_json(folder / "transforms.json")),
+            MultiFieldVocabulary.load(folder),
+            names,
+            trainer.get("pooling_method", "first_token"),
+        )
+
+
+@dataclass
+class ChunkStore:
+    """Transformed cells as the batch builder reads them."""
+
+    data: np.ndarray
+    indices: np.ndarray
+    indptr: np.ndarray
+    shape: tuple[int, int]
+    obs_names: np.ndarray
+    var_names: list[str]
+    cell_keys: np.ndarray = field(default_factory=lambda: np.array([], dtype=np.int64))
+
+
+def predict_file(
+    model: str,
+    file: str,
+    output: str | Path,
+    *,
+    layer: str | None = None,
+    batch_size: int | None = None,
+    pooling: Any = None,
+    workspace: str | None = None,
+    on_progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Write predictions.csv (cell, each label, reason), probabilities.csv and embeddings.csv (no header) into `output`.
+
+    The three files appear together when all cells are done; a run that fails leaves what was there before. Returns numbers for a
+    person: cells, unusable cells by reason, genes known and unknown. Raises DataError, CheckpointError or StorageError.
+    """
+    from bmfm_pipeline.models import load_model
+
+    place = Workspace(workspace)
+    scratch = Path(tempfile.mkdtemp(prefix="bmfm-predict-"))
+    try:
+        folder = _model_folder(model, scratch)
+        predictor = Predictor.open(folder)
+        network = load_model(folder)
+        source = open_source(localise(file, scratch), layer, _duplicates(predictor))
+        genes = _check(source, predictor)
+        output = Path(output).expanduser().absolute()
+        with disk_errors(output):
+            output.mkdir(parents=True, exist_ok=True)
+            staging = Path(tempfile.mkdtemp(prefix=".predicting-", dir=output))
+        with StageTracker(
+            tracking_uri(place.state_dir),
+            EXPERIMENT,
+            f"predict-{Path(file).stem}",
+            tags={"bmfm.stage": "predict", "bmfm.model": str(model)},
+            state_dir=place.state_dir,
+        ) as tracker:
+            try:
+                with disk_errors(output):
+                    writing = _Writing(staging, predictor, source, network, batch_size, pooling or predictor.pooling)
+                    reasons = writing.run(on_progress or (lambda event: None))
+                    for name in FILES:
+                        if (staging / name).exists():
+                            os.replace(staging / name, output / name)
+            finally:
+                shutil.rmtree(staging, ignore_errors=True)
+            summary = {"cells": source.n_cells, "unusable": sum(reasons.values()), "reasons": reasons, "genes": genes}
+            tracker.log_params({"input": str(file), "model": str(model), "output": str(output)})
+            tracker.log_metrics({"cells": source.n_cells, "unusable_cells": summary["unusable"]})
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return {"output": str(output), "model": str(model), **summary}
+
+
+def _model_folder(uri: str, scratch: Path) -> Path:
+    try:
+        return load_artefact(uri).local(scratch / "model")
+    except StorageError:
+        return localise(uri, scratch / "model")
+
+
+def _duplicates(predictor: Predictor) -> str:
+    return predictor.run.data_module.transform_kwargs.duplicate_genes
+
+
+def _check(source, predictor: Predictor) -> dict[str, Any]:
+    """Refuse an input that would give numbers without meaning; returns how many genes the model knows."""
+    problems: list[str] = []
+    if 0 in source.shape:
+        raise DataError(f"{source.path}: {source.where} is empty: {source.n_cells} cells x {source.n_genes} genes")
+    check_names(source, _duplicates(predictor), problems)
+    if predictor.chain.needs_counts:
+        _, chunk = next(source.iter_chunks(1000))
+        finite = chunk.data[np.isfinite(chunk.data)]
+        off = finite[finite != np.rint(finite)]
+        if len(off):
+            problems.append(
+                f"{source.where}: holds values that are not whole numbers, e.g. {float(off[0]):.4g}; the model was made from counts"
+                f"{where_counts_lie(source).replace('set data_module.transform_kwargs.layer=', 'name it with --layer ')}"
+            )
+    if problems:
+        raise DataError(f"{source.path} cannot be used:\n" + "\n".join(f"- {problem}" for problem in problems))
+    return check_genes(
+        predictor.chain.gene_names(source.var_names), predictor.vocabularies["genes"].tokens, "the model"
+    )
+
+
+class _Writing:
+    """Predicts chunk by chunk and writes as it goes: memory does not grow with the number of cells."""
+
+    def __init__(self, folder: Path, predictor: Predictor, source, network, batch_size: int | None, pooling: Any):
+        self.folder, self.predictor, self.source, self.network, self.pooling = (
+            folder,
+            predictor,
+            source,
+            network,
+            pooling,
+        )
+        self.batch_size = batch_size or predictor.run.data_module.batch_size
+
+    def run(self, on_progress: Progress) -> dict[str, int]:
+        """{reason: cells} of the cells that could not be used."""
+        reasons: dict[str, int] = {}
+        done = 0
+        with (
+            open(self.folder / "predictions.csv", "w", newline="") as labels,
+            open(self.folder / "probabilities.csv", "w", newline="") as probabilities,
+            open(self.folder / "embeddings.csv", "w", newline="") as embeddings,
+        ):
+            writers = csv.writer(labels), csv.writer(probabilities), csv.writer(embeddings)
+            names = self.predictor.class_names
+            writers[0].writerow(["cell", *names, "reason"])
+            classes = [f"{column}_{name}" for column, known in names.items() for name in known]
+            writers[1].writerow(["cell", *classes])
+            for start, chunk in self.source.iter_chunks():
+                cells = [str(name) for name in self.source.obs_names[start : start + chunk.shape[0]]]
+                why = self._chunk(cells, chunk, writers, len(classes))
+                for reason in filter(None, why):
+                    reasons[reason] = reasons.get(reason, 0) + 1
+                done += len(cells)
+                on_progress({"kind": "progress", "stage": "predict", "step": done, "max_steps": self.source.n_cells})
+        return reasons
+
+    def _chunk(self, cells: list[str], chunk, writers, n_classes: int) -> list[str | None]:
+        applied = self.predictor.chain.apply_to_cells(chunk, self.source.var_names)
+        usable = np.array([row for row, reason in enumerate(applied.reasons) if reason is None], dtype=np.int64)
+        found = self._predict(cells, applied, usable) if len(usable) else None
+        position = {row: index for index, row in enumerate(usable.tolist())}
+        blank = [""] * len(self.predictor.class_names)
+        width = self._width(found)
+        for row, cell in enumerate(cells):
+            index = position.get(row)
+            if index is None:
+                writers[0].writerow([cell, *blank, applied.reasons[row]])
+                writers[1].writerow([cell, *[""] * n_classes])
+                writers[2].writerow([cell, *["nan"] * width])
+                continue
+            writers[0].writerow([cell, *(_label(entry, index) for entry in found.labels.values()), ""])
+            shares = [
+                f"{share:.6g}"
+                for entry in found.labels.values()
+                if entry.class_names
+                for share in entry.probabilities[index]
+            ]
+            writers[1].writerow([cell, *shares])
+            writers[2].writerow([cell, *(f"{value:.7g}" for value in found.embeddings[index])])
+        return applied.reasons
+
+    def _width(self, found) -> int:
+        if found is not None:
+            return found.embeddings.shape[1]
+        parts = len(self.pooling) if isinstance(self.pooling, list) else 1
+        return parts * self.network.config.hidden_size
+
+    def _predict(self, cells: list[str], applied, usable: np.ndarray):
+        from bmfm_pipeline.batching import BatchBuilder, CellDataset, EpochBatchSampler, make_loader
+        from bmfm_pipeline.evaluation.inference import predict_loader
+        from bmfm_pipeline.stages.planning import settled
+
+        # Genes in the order of the vocabulary, as in the processed file: the same cell is cut and shuffled alike in both.
+        order = np.argsort(self.predictor.vocabularies["genes"].ids(applied.gene_names), kind="stable")
+        values = applied.values[usable][:, order]
+        values.sort_indices()
+        names = np.array([cells[row] for row in usable], dtype=object)
+        genes = [applied.gene_names[column] for column in order]
+        store = ChunkStore(values.data, values.indices, values.indptr, values.shape, names, genes, keys_of(names))
+        run = settled(self.predictor.run)
+        builder = BatchBuilder(store, field_specs(run, self.predictor.vocabularies, genes), batching_config(run))
+        loader = make_loader(
+            CellDataset(builder, np.arange(len(usable)), evaluation=True),
+            EpochBatchSampler(len(usable), self.batch_size, shuffle=False),
+        )
+        return predict_loader(
+            self.network,
+            loader,
+            self.predictor.class_names,
+            pooling=self.pooling,
+            precision=run.task.precision,
+            device="cuda" if run.task.accelerator == "gpu" else "cpu",
+        )
+
+
+def _label(entry, index: int) -> str:
+    if entry.class_names:
+        return entry.class_names[int(entry.predicted[index])]
+    return f"{entry.predicted[index]:.7g}"
+
+
+def predict_with_config(run: RunConfig, workspace: str | None, on_progress: Progress | None = None) -> dict[str, Any]:
+    """Predict as a config with a predict task says: task.checkpoint, source_h5ad_file_name, task.default_root_dir.
+
+    Raises ConfigError naming what the config leaves out.
+    """
+    from bmfm_pipeline.stages.inputs import find_source
+
+    if not run.task.checkpoint:
+        raise ConfigError("predict: task.checkpoint must name a model artefact or folder")
+    source = find_source(run)
+    output = run.task.default_root_dir or str(Path(Workspace(workspace).uri) / "predictions")
+    return predict_file(
+        run.task.checkpoint, source.uri, output, workspace=workspace, on_progress=on_progress,
+        layer=run.data_module.transform_kwargs.layer, batch_size=run.data_module.batch_size,
+    )  # fmt: skip

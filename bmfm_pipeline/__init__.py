@@ -7,7 +7,7 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "compose": "bmfm_pipeline.config",
-    "build_data_module": "bmfm_pipeline.training",
+    "build_data_module": "bmfm_pipeline.stages",
     "build_module": "bmfm_pipeline.training",
     "load_model": "bmfm_pipeline.models",
 }

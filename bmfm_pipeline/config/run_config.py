@@ -216,6 +216,9 @@ class RunConfig(Section):
         for section, names in EXECUTION_ONLY.items():
             if section in view:
                 view[section] = {name: value for name, value in view[section].items() if name not in names}
+        for entry in view["fields"]:
+            if entry["pretrained_embedding"]:  # the file enters as an input, by content
+                entry["pretrained_embedding"].pop("filename")
         if stage == "finetune" or (stage == "pretrain" and self.model.checkpoint is not None):
             view["sizes_from_checkpoint"] = self.sizes_from_checkpoint
         return view

@@ -1,7 +1,8 @@
 """What everything else calls: plan stages, run them whole or step by step. Light to import; steps load what they need."""
 
+from bmfm_pipeline.stages.data_modules import build_data_module
 from bmfm_pipeline.stages.jobs import STAGES, STEPS, Job
 from bmfm_pipeline.stages.planning import plan_pipeline, plan_stage
 from bmfm_pipeline.stages.running import run_stage, run_step
 
-__all__ = ["STAGES", "STEPS", "Job", "plan_pipeline", "plan_stage", "run_stage", "run_step"]
+__all__ = ["STAGES", "STEPS", "Job", "build_data_module", "plan_pipeline", "plan_stage", "run_stage", "run_step"]

@@ -120,6 +120,21 @@ def source_inputs(run, workspace: Workspace) -> dict[str, dict[str, Any]]:
     return inputs
 
 
+def embedding_inputs(run, workspace: Workspace) -> dict[str, dict[str, Any]]:
+    """Files of pretrained embeddings by role, each with the hash of its content."""
+    inputs = {}
+    for entry in run.fields:
+        if entry.pretrained_embedding is not None:
+            key = f"fields.{entry.field_name}.pretrained_embedding.filename"
+            path = require_path(entry.pretrained_embedding.filename, key)
+            try:
+                found = content_hash(path, workspace.memo)
+            except StorageError as error:
+                raise DataError(f"{key}: {error}") from None
+            inputs[f"embedding_{entry.field_name}"] = {"id": found, "uri": strip_userinfo(path)}
+    return inputs
+
+
 def _tokenizer_folder(run) -> str | None:
     return None if run.tokenizer.identifier == "data" else run.tokenizer.identifier
 

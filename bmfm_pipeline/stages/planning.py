@@ -7,7 +7,7 @@ from typing import Any
 
 from bmfm_pipeline.config import RunConfig, compose, find_accelerator, list_entries, settle_execution
 from bmfm_pipeline.errors import ConfigError, DataError
-from bmfm_pipeline.stages.inputs import source_inputs
+from bmfm_pipeline.stages.inputs import embedding_inputs, source_inputs
 from bmfm_pipeline.stages.jobs import STAGES, Job, make_job
 from bmfm_pipeline.stages.models import CheckpointSource, find_checkpoint
 from bmfm_pipeline.storage import Workspace, is_remote, load_artefact, read_json
@@ -83,7 +83,8 @@ def run_name(run: RunConfig) -> str:
     return Path(str(path)).stem
 
 
-def _plan_preprocess(run: RunConfig, workspace: Workspace) -> Job:
+def plan_preprocess(run: RunConfig, workspace: Workspace) -> Job:
+    """The preprocess job of a checked run; hashes its inputs."""
     return make_job(
         "preprocess",
         run_name(run),
@@ -97,7 +98,7 @@ def _plan_preprocess(run: RunConfig, workspace: Workspace) -> Job:
 def _plan_training(
     stage: str, run: RunConfig, workspace: Workspace, data: Job, checkpoint: CheckpointSource | Job | None
 ) -> Job:
-    inputs = {"data": data.as_input()}
+    inputs = {"data": data.as_input(), **embedding_inputs(run, workspace)}
     if checkpoint is not None:
         inputs["checkpoint"] = checkpoint.as_input()
     return make_job(stage, data.name, workspace, run.model_dump(mode="json"), run.key_view(stage), inputs)
@@ -137,7 +138,7 @@ def plan_stage(
     if stage == "evaluate":
         return _plan_evaluate_stage(target, config_name, config_dir, overrides, label, place)
     run = compose_stage(stage, target, config_name=config_name, config_dir=config_dir, overrides=overrides, label=label)
-    data = _plan_preprocess(run, place)
+    data = plan_preprocess(run, place)
     if stage == "preprocess":
         return [data]
     checkpoint = find_checkpoint(run.model.checkpoint if run.model else None, place, data.name)
@@ -191,7 +192,7 @@ def plan_pipeline(
         return compose_stage(stage, target, overrides=stage_overrides(stage, overrides), label=label)
 
     finetune_run, pretrain_run, test_run = composed("finetune"), composed("pretrain"), composed("evaluate")
-    data = _plan_preprocess(finetune_run, place)
+    data = plan_preprocess(finetune_run, place)
     pretrain = _plan_training(
         "pretrain", pretrain_run, place, data, find_checkpoint(_checkpoint(pretrain_run), place, data.name)
     )

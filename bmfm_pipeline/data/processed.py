@@ -1,10 +1,13 @@
 """The processed file: a standard h5ad whose arrays lie contiguous and uncompressed, so that training memory-maps them."""
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from scipy import sparse
+
+from bmfm_pipeline.storage import check_room
 
 
 def smallest_integer(peak: float) -> np.dtype:
@@ -44,6 +47,9 @@ class ProcessedWriter:
 
     def matrix(self, name: str, lengths: np.ndarray, dtype: np.dtype) -> None:
         """Preallocate the CSR matrix `name` with `lengths` stored values per row."""
+        check_room(
+            self.path.parent, int(np.sum(lengths, dtype=np.int64)) * (np.dtype(dtype).itemsize + 4) + 8 * len(lengths)
+        )
         group = self._file.create_group(name)
         group.attrs.update(
             {"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": np.array(self.shape, dtype=np.int64)}
@@ -66,6 +72,8 @@ class ProcessedWriter:
         group["indices"][start : start + block.nnz] = block.indices
         self._position[name] = start + block.nnz
 
-    def __exit__(self, *error) -> None:
-        self._file.flush()
-        self._file.close()
+    def __exit__(self, kind, *error) -> None:
+        # When writing failed, closing fails too, with a less telling error.
+        with contextlib.suppress(*([OSError, RuntimeError] if kind is not None else [])):
+            self._file.flush()
+            self._file.close()

@@ -53,7 +53,6 @@ def predict(job: Job, on_progress: Progress) -> dict[str, Any]:
     from bmfm_pipeline.objectives import build_objectives
     from bmfm_pipeline.training.data_module import build_data_module
 
-    job.place.check_writable()
     shutil.rmtree(job.staging, ignore_errors=True)
     job.staging.mkdir(parents=True)
     start_tracking(job)

@@ -81,9 +81,13 @@ class Job:
         return {"id": self.key, "uri": self.uri, "stage": self.stage}
 
     def write(self, context: dict[str, str] | None = None) -> str:
-        """Store the job beside its run, so that its steps can be started from its address alone."""
+        """Store the job beside its run, so that its steps can be started from its address alone.
+
+        Raises StorageError when the workspace cannot be written: before work starts, not after hours of it.
+        """
         from dataclasses import asdict
 
+        self.place.check_writable()
         write_json_atomic(Path(self.job_file), {**asdict(self), "context": {**self.context, **(context or {})}})
         return self.job_file
 

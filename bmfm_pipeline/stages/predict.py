@@ -22,8 +22,7 @@ from bmfm_pipeline.data.sources.checks import check_names, where_counts_lie
 from bmfm_pipeline.data.store import keys_of
 from bmfm_pipeline.data.transforms import Chain
 from bmfm_pipeline.errors import CheckpointError, ConfigError, DataError, StorageError
-from bmfm_pipeline.storage import Workspace, load_artefact, localise, read_json
-from bmfm_pipeline.storage.files import disk_errors
+from bmfm_pipeline.storage import Workspace, disk_errors, load_artefact, localise, read_json
 from bmfm_pipeline.tracking import EXPERIMENT, StageTracker, tracking_uri
 from bmfm_pipeline.training.prepared import batching_config, field_specs
 from bmfm_pipeline.vocabulary import MultiFieldVocabulary

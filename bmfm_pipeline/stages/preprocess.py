@@ -48,7 +48,6 @@ def _counts_needed(run: RunConfig, source) -> bool:
 
 def check(job: Job, on_progress: Progress) -> dict[str, Any]:
     """Look for every problem of the input at once, before anything is computed."""
-    job.place.check_writable()
     shutil.rmtree(job.staging, ignore_errors=True)
     start_tracking(job)
     run, source, cells = _open(job)

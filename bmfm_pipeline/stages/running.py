@@ -8,7 +8,7 @@ from typing import Any
 
 from bmfm_pipeline.errors import ConfigError
 from bmfm_pipeline.stages.jobs import STAGE_MODULES, STEPS, Job
-from bmfm_pipeline.storage import exclusive, read_json, write_json_atomic
+from bmfm_pipeline.storage import disk_errors, exclusive, read_json, write_json_atomic
 
 logger = logging.getLogger(__name__)
 Progress = Callable[[dict[str, Any]], None]
@@ -30,7 +30,8 @@ def run_step(job_file: str, step: str, on_progress: Progress | None = None) -> d
         function = getattr(importlib.import_module(STAGE_MODULES[job.stage]), step)
         result = {"uri": "", "hash": "", "summary": {}, "table": [], "links": {}}
         try:
-            result.update(function(job, on_progress or (lambda event: None)))
+            with disk_errors(job.run_dir):
+                result.update(function(job, on_progress or (lambda event: None)))
         except BaseException as error:
             from bmfm_pipeline.stages.tracked import fail_tracking
 

@@ -21,7 +21,6 @@ logger = logging.getLogger(__name__)
 
 def prepare(job: Job, on_progress: Progress) -> dict[str, Any]:
     """Bring the inputs to this machine and write down what the child process is to do."""
-    job.place.check_writable()
     start_tracking(job)
     data = input_folder(job, "data")
     checkpoint = input_folder(job, "checkpoint") if "checkpoint" in job.inputs else None

@@ -2,7 +2,14 @@
 
 from bmfm_pipeline.storage.artefact import Artefact, find_artefact, list_artefacts, load_artefact, publish
 from bmfm_pipeline.storage.code import code_version
-from bmfm_pipeline.storage.files import copy_atomic, read_json, write_json_atomic, write_text_atomic
+from bmfm_pipeline.storage.files import (
+    check_room,
+    copy_atomic,
+    disk_errors,
+    read_json,
+    write_json_atomic,
+    write_text_atomic,
+)
 from bmfm_pipeline.storage.hashing import ContentMemo, content_hash, hash_bytes, hash_file, hash_json
 from bmfm_pipeline.storage.locks import exclusive
 from bmfm_pipeline.storage.uris import is_remote, join_uri, localise, strip_userinfo
@@ -12,9 +19,11 @@ __all__ = [
     "Artefact",
     "ContentMemo",
     "Workspace",
+    "check_room",
     "code_version",
     "content_hash",
     "copy_atomic",
+    "disk_errors",
     "exclusive",
     "find_artefact",
     "hash_bytes",

@@ -26,11 +26,23 @@ def disk_errors(path: str | os.PathLike) -> Iterator[None]:
                 f"{path}: the disk is full or a file size limit was reached ({error.strerror}); nothing was published. "
                 "Free space, or choose another place with --workspace, and run the same command again: finished stages are reused."
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
             raise StorageError(
                 f"{path}: not writable ({error.strerror}); choose another place with --workspace"
             ) from error
         raise
+
+
+def check_room(folder: Path, size: int) -> None:
+    """StorageError when `size` bytes cannot be written below `folder`: known before the work, and before a library meets it."""
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as stream:
+            try:
+                os.posix_fallocate(stream.fileno(), 0, max(1, size))
+            except OSError as error:
+                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # a file system that cannot tell
+                    raise
 
 
 def fsync_folder(folder: Path) -> None:

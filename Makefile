@@ -15,8 +15,9 @@ venv: .venv/.ready
 	$(BIN)/python -m pip install -q -e '.[test]' -c requirements.lock
 	@touch $@
 
+# Settings can be added: make demo ARGS="task.max_steps=50"
 demo: venv
-	@$(BIN)/bmfm run zheng68k-mini
+	@$(BIN)/bmfm run zheng68k-mini $(ARGS)
 
 lint: venv
 	$(BIN)/ruff check -q .

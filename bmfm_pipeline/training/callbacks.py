@@ -1,129 +1,55 @@
-"""Callbacks of a training child: checkpoints, history, progress, and stopping when asked to."""
+"""Callbacks of a training child that watch: history, progress for the parent, patience."""
 
 import json
 import math
-import os
-import signal
-import sys
-import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 
-from bmfm_pipeline.training.checkpoints import manifest_of, save_checkpoint
-from bmfm_pipeline.training.lease import Lease
+from bmfm_pipeline.storage import write_text_atomic
+from bmfm_pipeline.training.keeping import Position, between_steps
+from bmfm_pipeline.training.stopping import emit
 
 PROGRESS_EVERY = 0.5  # seconds
-LEASE_EVERY = 10.0
-
-
-class StopRequest:
-    """Set by SIGTERM or SIGINT, or when the parent's end of the pipe on stdin closes because the parent is gone."""
-
-    def __init__(self):
-        self.reason: str | None = None
-
-    def watch(self) -> None:
-        def on_signal(number, frame):
-            self.reason = self.reason or signal.Signals(number).name
-
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, on_signal)
-
-    def watch_parent(self) -> None:
-        def read():
-            # The descriptor itself: a buffered reader would hold a lock that aborts the interpreter when it shuts down.
-            while os.read(0, 4096):
-                pass
-            self.reason = self.reason or "the parent process is gone"
-
-        threading.Thread(target=read, daemon=True, name="parent-watch").start()
-
-
-class Checkpointing(pl.Callback):
-    """`last.ckpt` at every validation and at the end, the best by validation/loss beside it, and the place to resume from."""
-
-    def __init__(self, folder: Path, every_n_steps: int | None = None):
-        self.folder, self.every_n_steps = folder, every_n_steps
-        self.best_score, self.best_path = math.inf, None
-        self._position = (0, 0)
-
-    @property
-    def last(self) -> Path:
-        return self.folder / "last.ckpt"
-
-    def state_dict(self) -> dict:
-        return {"best_score": self.best_score, "best_path": None if self.best_path is None else self.best_path.name}
-
-    def load_state_dict(self, state: dict) -> None:
-        self.best_score = state["best_score"]
-        name = state["best_path"]
-        self.best_path = self.folder / name if name and (self.folder / name).exists() else None
-
-    def on_save_checkpoint(self, trainer, module, checkpoint) -> None:
-        checkpoint["bmfm"] = {
-            "epoch": self._position[0],
-            "batches": self._position[1],
-            "batches_seen": module.batches_seen,
-        }
-        # Lightning counts a batch as completed only after this hook, and would run it again on resume.
-        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
-        progress["completed"] = progress["processed"]
-
-    def on_load_checkpoint(self, trainer, module, checkpoint) -> None:
-        place = checkpoint["bmfm"]
-        module.batches_seen = int(place["batches_seen"])
-        self._position = (int(place["epoch"]), int(place["batches"]))
-
-    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
-        self._position = (trainer.current_epoch, batch_idx + 1)
-        if self.every_n_steps and trainer.global_step and trainer.global_step % self.every_n_steps == 0:
-            save_checkpoint(trainer, self.last, reason="every n steps")
-
-    def on_validation_end(self, trainer, module) -> None:
-        if not trainer.sanity_checking:
-            self.keep(trainer, module)
-
-    def keep(self, trainer, module) -> None:
-        """Save last, and best when the validation loss improved."""
-        score = module.validation.get("validation/loss", math.nan)
-        previous = self.best_path
-        improved = score < self.best_score
-        if improved:
-            self.best_score = score
-            self.best_path = (
-                self.folder / f"epoch={trainer.current_epoch}-step={trainer.global_step}-val_loss={score:.2f}.ckpt"
-            )
-            save_checkpoint(trainer, self.best_path, validation_loss=score)
-        save_checkpoint(trainer, self.last, validation_loss=None if math.isnan(score) else score)
-        if improved and previous is not None and previous != self.best_path and trainer.is_global_zero:
-            previous.unlink(missing_ok=True)
-            manifest_of(previous).unlink(missing_ok=True)
 
 
 class History(pl.Callback):
-    """history.jsonl: one line per logged step and per validation. Lines beyond the resumed step are cut on resume."""
+    """history.jsonl: one line per logged step (the first, and every n-th) and per validation."""
 
-    def __init__(self, file: Path, every: int):
-        self.file, self.every = file, every
+    def __init__(self, file: Path, every: int, position: Position):
+        self.file, self.every, self.position = file, every, position
+        self._rate = 0.0
 
-    def on_train_start(self, trainer, module) -> None:
-        if not trainer.is_global_zero or not self.file.exists():
+    def cut(self, step: int, validated_step: int) -> None:
+        """Leave what a checkpoint at `step` knows of: the rest will be trained again."""
+        if not self.file.exists():
             return
-        kept = [line for line in self.file.read_text().splitlines() if json.loads(line)["step"] <= trainer.global_step]
-        self.file.write_text("".join(line + "\n" for line in kept))
+        kept = []
+        for line in self.file.read_text().splitlines():
+            try:
+                entry = json.loads(line)
+            except json.JSONDecodeError:  # the end of a process that was killed while it wrote
+                continue
+            if entry["step"] <= (validated_step if "validation/loss" in entry else step):
+                kept.append(line + "\n")
+        write_text_atomic(self.file, "".join(kept))
 
     def _write(self, trainer, values: dict[str, float]) -> None:
         if trainer.is_global_zero:
             with open(self.file, "a") as stream:
-                stream.write(json.dumps({"step": trainer.global_step, "epoch": trainer.current_epoch, **values}) + "\n")
+                entry = {"step": trainer.global_step, "epoch": self.position.epochs, **values}
+                stream.write(json.dumps(entry) + "\n")
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx) -> None:
+        self._rate = trainer.optimizers[0].param_groups[0]["lr"]  # the step ends with the rate of the next one
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
-        if trainer.global_step % self.every == 0 and (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
-            values = {f"train/{name}": value for name, value in module.loss_parts().items()}
-            rate = trainer.optimizers[0].param_groups[0]["lr"]
-            self._write(trainer, {"train/loss": float(outputs["loss"]), **values, "learning_rate": rate})
+        if between_steps(trainer) or not (trainer.global_step % self.every == 0 or trainer.global_step == 1):
+            return
+        values = {f"train/{name}": value for name, value in module.training_values().items()}
+        self._write(trainer, {**values, "learning_rate": self._rate})
 
     def on_validation_end(self, trainer, module) -> None:
         if module.validation and not trainer.sanity_checking:
@@ -131,29 +57,36 @@ class History(pl.Callback):
 
 
 class Progress(pl.Callback):
-    """One JSON object per line on stdout, at most twice a second, for the parent to relay; renews the lease."""
+    """One JSON object per line on stdout, at most twice a second, for the parent to relay."""
 
-    def __init__(self, stage: str, lease: Lease, stop: StopRequest, started: float):
-        self.stage, self.lease, self.stop, self.started = stage, lease, stop, started
-        self._reported = self._renewed = 0.0
+    def __init__(self, stage: str, started: float, position: Position):
+        self.stage, self.started, self.position = stage, started, position
+        self._reported = 0.0
         self._cells = 0
         self._waited = self._worked = 0.0
         self._mark: float | None = None
+        self._last_step = -1
         self.first_batch_after: float | None = None
-        self.cells_per_s = 0.0
-        self.loader_wait = 0.0
-        self.stopped = False
+
+    @property
+    def cells_per_s(self) -> float:
+        """Cells trained on in a second of training, without validations and checkpoints."""
+        return self._cells / max(self._waited + self._worked, 1e-9)
+
+    @property
+    def loader_wait(self) -> float:
+        """Share of training time spent waiting for batches; the first batch, which starts everything up, is told apart."""
+        return self._waited / max(self._waited + self._worked, 1e-9)
 
     def on_train_start(self, trainer, module) -> None:
-        self.stop.watch()  # after Lightning installed its own handlers
-        self._start = self._mark = time.monotonic()
-        self._first_step = trainer.global_step
+        self._start, self._first_step = time.monotonic(), trainer.global_step
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx) -> None:
         now = time.monotonic()
         if self.first_batch_after is None:
             self.first_batch_after = time.time() - self.started
-        self._waited += now - (self._mark or now)
+        if self._mark is not None:
+            self._waited += now - self._mark
         self._mark = now
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
@@ -161,28 +94,28 @@ class Progress(pl.Callback):
         self._worked += now - self._mark
         self._mark = now
         self._cells += len(batch["cell_name"]) * trainer.world_size
-        self.cells_per_s = self._cells / max(now - self._start, 1e-9)
-        self.loader_wait = self._waited / max(self._waited + self._worked, 1e-9)
-        if now - self._renewed > LEASE_EVERY and trainer.is_global_zero:
-            self._renewed = now
-            self.lease.renew()
-        finished = trainer.max_steps > 0 and trainer.global_step >= trainer.max_steps
-        if trainer.is_global_zero and (now - self._reported > PROGRESS_EVERY or finished):
-            self._reported = now
-            self._report(trainer, outputs, now)
-        if self.stop.reason is not None:
-            checkpointing = next(callback for callback in trainer.callbacks if isinstance(callback, Checkpointing))
-            save_checkpoint(trainer, checkpointing.last, reason=self.stop.reason)
-            self.stopped = True
-            trainer.should_stop = True
-            raise KeyboardInterrupt  # Lightning's way out of the loop without further validation
+        if now - self._reported > PROGRESS_EVERY and not between_steps(trainer):
+            self._report(trainer, module, now)
+
+    # Time that is neither work nor waiting.
+    def on_save_checkpoint(self, trainer, module, checkpoint: dict[str, Any]) -> None:
+        self._mark = None
+
+    def on_validation_start(self, trainer, module) -> None:
+        self._mark = None
 
     def on_validation_end(self, trainer, module) -> None:
-        self._mark = time.monotonic()
-        if trainer.is_global_zero and module.validation and not trainer.sanity_checking:
+        if module.validation and not trainer.sanity_checking:
             emit({"kind": "validation", "stage": self.stage, "step": trainer.global_step, "metrics": module.validation})
 
-    def _report(self, trainer, outputs, now: float) -> None:
+    def on_train_end(self, trainer, module) -> None:
+        if self._cells and trainer.global_step != self._last_step:
+            self._report(trainer, module, time.monotonic())
+
+    def _report(self, trainer, module, now: float) -> None:
+        self._reported, self._last_step = now, trainer.global_step
+        if not trainer.is_global_zero:
+            return
         total = total_steps(trainer)
         steps = trainer.global_step - self._first_step
         eta = (now - self._start) / steps * (total - trainer.global_step) if steps and total else None
@@ -192,13 +125,40 @@ class Progress(pl.Callback):
                 "stage": self.stage,
                 "step": trainer.global_step,
                 "max_steps": total,
-                "epoch": trainer.current_epoch,
-                "loss": float(outputs["loss"]),
+                "epoch": self.position.last_epoch,
+                "loss": module.training_values()["loss"],
                 "cells_per_s": round(self.cells_per_s, 1),
                 "eta_s": None if eta is None else round(eta, 1),
                 "loader_wait_share": round(self.loader_wait, 3),
             }
         )
+
+
+class Patience(pl.Callback):
+    """Ends training after `patience` validations without a better validation/loss."""
+
+    def __init__(self, patience: int):
+        self.patience, self.best, self.waited = patience, math.inf, 0
+
+    def _stop_if_tired(self, trainer) -> None:
+        if self.waited >= self.patience:
+            trainer.should_stop = True
+
+    def on_train_start(self, trainer, module) -> None:
+        self._stop_if_tired(trainer)  # a resumed run may have ended already
+
+    def on_validation_end(self, trainer, module) -> None:
+        if trainer.sanity_checking:
+            return
+        score = module.validation.get("validation/loss", math.inf)
+        self.best, self.waited = (score, 0) if score < self.best else (self.best, self.waited + 1)
+        self._stop_if_tired(trainer)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "waited": self.waited}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.best, self.waited = state["best"], state["waited"]
 
 
 def total_steps(trainer) -> int | None:
@@ -208,12 +168,3 @@ def total_steps(trainer) -> int | None:
     except Exception:
         return None
     return int(steps) if math.isfinite(steps) else None
-
-
-def emit(event: dict) -> None:
-    """One line to the parent; a parent that is gone is noticed elsewhere."""
-    try:
-        sys.stdout.write(json.dumps(event) + "\n")
-        sys.stdout.flush()
-    except BrokenPipeError:
-        pass

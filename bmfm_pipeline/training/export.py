@@ -11,8 +11,11 @@ from bmfm_pipeline.training.spec import TrainSpec
 def export_model(run, spec: TrainSpec, module, data, keeping) -> dict[str, Any]:
     """Write run_dir/model from the best weights (the last ones when there was no validation) and read it back; returns the summary."""
     import torch
+    from transformers.utils.logging import disable_progress_bar
 
     from bmfm_pipeline.models import load_model
+
+    disable_progress_bar()
 
     best = keeping.best_path or keeping.last
     state = torch.load(best, map_location="cpu", weights_only=True)["state_dict"]

@@ -1,5 +1,6 @@
 """Start the training child, relay what it says, and turn its end into a result or an error."""
 
+import ctypes
 import json
 import os
 import signal
@@ -14,9 +15,12 @@ from typing import Any
 
 from bmfm_pipeline import errors
 from bmfm_pipeline.storage import write_json_atomic
+from bmfm_pipeline.training.options import processes
 from bmfm_pipeline.training.spec import EXIT_PREEMPTED, TrainResult, TrainSpec
 
 GRACE = 25.0  # seconds a stopped child has to save
+# What a launcher around us may have set for its own processes, and ours must not take for theirs.
+_LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 def train_in_child(spec: TrainSpec, on_progress: Callable[[dict[str, Any]], None] | None = None) -> TrainResult:
@@ -29,14 +33,16 @@ def train_in_child(spec: TrainSpec, on_progress: Callable[[dict[str, Any]], None
     run_dir.mkdir(parents=True, exist_ok=True)
     spec_file = run_dir / "spec.json"
     write_json_atomic(spec_file, spec.to_dict())
+    command, environment = _command(spec, spec_file)
     child = subprocess.Popen(
-        _command(spec, spec_file),
+        command,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
         start_new_session=True,
-        env={**os.environ, "BMFM_CHILD_STARTED": str(time.time()), "PYTHONUNBUFFERED": "1"},
+        env=environment,
     )
     tail: deque[str] = deque(maxlen=30)
     drain = threading.Thread(target=_keep_errors, args=(child, run_dir / "training.log", tail), daemon=True)
@@ -48,7 +54,7 @@ def train_in_child(spec: TrainSpec, on_progress: Callable[[dict[str, Any]], None
             if event is None:
                 tail.append(line.rstrip())
                 continue
-            if event["kind"] in ("done", "error", "preempted"):
+            if event["kind"] in ("done", "error", "preempted") and not final:  # later ones are consequences
                 final = event
             if on_progress:
                 on_progress(event)
@@ -62,13 +68,36 @@ def train_in_child(spec: TrainSpec, on_progress: Callable[[dict[str, Any]], None
     return _result(code, final, tail, run_dir)
 
 
-def _command(spec: TrainSpec, spec_file: Path) -> list[str]:
+def _command(spec: TrainSpec, spec_file: Path) -> tuple[list[str], dict[str, str]]:
+    """The child's command line and environment; torchrun stands between where several processes train."""
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in _LAUNCHER and not name.startswith("TORCHELASTIC_")
+    }
+    environment |= {"BMFM_CHILD_STARTED": str(time.time()), "PYTHONUNBUFFERED": "1"}
+    count, numbers = processes(spec.config["task"].get("devices", "auto"), _gpus())
+    if numbers is not None:
+        visible = environment.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        chosen = [visible[number] if number < len(visible) and visible[number] else str(number) for number in numbers]
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(chosen)
     module = ["-m", "bmfm_pipeline.training.child", str(spec_file)]
-    devices = spec.config["task"].get("devices", "auto")
-    count = len(devices) if isinstance(devices, list) else int(devices) if str(devices).isdigit() else 1
     if count > 1:
-        return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", *module]
-    return [sys.executable, *module]
+        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+        # One process would take every core; several share them.
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // count)))
+        return [sys.executable, *torchrun, *module], environment
+    return [sys.executable, *module], environment
+
+
+def _gpus() -> int:
+    """How many NVIDIA devices are visible, without importing torch."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return 0
+    count = ctypes.c_int(0)
+    return count.value if driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 else 0
 
 
 def _keep_errors(child: subprocess.Popen, log: Path, tail: deque[str]) -> None:
@@ -89,6 +118,7 @@ def _parse(line: str) -> dict[str, Any] | None:
 
 def _stop(child: subprocess.Popen) -> None:
     """Ask the child to save and leave; end its whole group when it does not."""
+    child.stdin.close()  # processes behind torchrun notice it even when torchrun does not pass the signal on
     if child.poll() is None:
         child.send_signal(signal.SIGTERM)
         try:
@@ -99,23 +129,26 @@ def _stop(child: subprocess.Popen) -> None:
 
 
 def _result(code: int, final: dict[str, Any], tail: deque[str], run_dir: Path) -> TrainResult:
-    if final.get("kind") == "done" and code == 0:
+    kind = final.get("kind")
+    if kind == "done":  # everything was written before it was said
         checkpoints = run_dir / "checkpoints"
-        best = final["summary"]["best_checkpoint"]
         return TrainResult(
-            checkpoints / best,
+            checkpoints / final["summary"]["best_checkpoint"],
             checkpoints / "last.ckpt",
             run_dir / "model",
             run_dir / "history.jsonl",
             final["summary"],
         )
-    if code == EXIT_PREEMPTED:
+    if kind == "error":
+        raise getattr(errors, final["error"], errors.TrainingError)(final["message"])
+    if kind == "preempted" or code == EXIT_PREEMPTED:
         raise errors.Preempted(
-            f"training was stopped ({final.get('reason')}) and saved; run the same command again to go on"
+            f"training was stopped ({final.get('reason', 'no reason given')}) and saved; run the same command again to go on"
         )
-    if final.get("kind") == "error":
-        kind = getattr(errors, final["error"], errors.TrainingError)
-        raise kind(final["message"])
+    if code in (-signal.SIGTERM, -signal.SIGINT):
+        raise errors.Preempted(
+            f"training was stopped ({signal.Signals(-code).name}) before it began; run the same command again to go on"
+        )
     if code < 0:
         name = signal.Signals(-code).name
         hint = "; the system may be out of memory: lower data_module.batch_size" if name == "SIGKILL" else ""

@@ -6,11 +6,13 @@ import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bmfm_pipeline.errors import TrainingError
-from bmfm_pipeline.storage import write_json_atomic
+from bmfm_pipeline.storage import exclusive, write_json_atomic
 
-EXPIRES_AFTER = 120.0  # seconds without renewal; a holder renews at every progress report
+EXPIRES_AFTER = 120.0  # seconds without renewal, for a holder on another machine
+RENEW_EVERY = 10.0
 
 
 @dataclass
@@ -19,6 +21,7 @@ class Lease:
 
     folder: Path
     number: int
+    _renewed: float = 0.0
 
     @property
     def file(self) -> Path:
@@ -26,22 +29,23 @@ class Lease:
 
     def renew(self) -> None:
         """Say that we live; TrainingError when another process has taken the folder over."""
-        if (current := _read(self.file)).get("number") != self.number:
+        current = _read(self.file)
+        if not current:
+            raise TrainingError(f"{self.file}: is gone, so the run folder was deleted while training went on")
+        if current.get("number") != self.number:
             raise TrainingError(
                 f"{self.folder}: taken over by process {current.get('pid')} on {current.get('host')}; this process stops so that "
                 "only one writes checkpoints"
             )
-        self._write()
+        self._renewed = time.monotonic()
+        os.utime(self.file)  # the time of the file, so that a full disk does not end a training
+
+    def renew_if_old(self) -> None:
+        if time.monotonic() - self._renewed > RENEW_EVERY:
+            self.renew()
 
     def _write(self, released: bool = False) -> None:
-        holder = {
-            "number": self.number,
-            "pid": os.getpid(),
-            "host": socket.gethostname(),
-            "renewed": time.time(),
-            "released": released,
-        }
-        write_json_atomic(self.file, holder)
+        write_json_atomic(self.file, {"number": self.number, **_identity(os.getpid()), "released": released})
 
     def release(self) -> None:
         if _read(self.file).get("number") == self.number:
@@ -51,38 +55,62 @@ class Lease:
 def acquire(folder: Path) -> Lease:
     """Take the lease on `folder`; TrainingError naming the holder when a living process has it."""
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    current = _read(folder / "lease.json")
-    if current and not current.get("released") and _alive(current):
-        raise TrainingError(
-            f"{folder}: process {current['pid']} on {current['host']} is training here; wait for it, or stop it and run again"
-        )
-    lease = Lease(folder, int(current.get("number", 0)) + 1)
-    lease._write()
+    with exclusive(folder):  # two that come at once: the second sees what the first wrote
+        current = _read(folder / "lease.json")
+        if current and not current.get("released") and _alive(current, folder / "lease.json"):
+            raise TrainingError(
+                f"{folder}: process {current['pid']} on {current['host']} is training here; wait for it, or stop it and run again"
+            )
+        lease = Lease(folder, int(current.get("number", 0)) + 1)
+        lease._write()
     return lease
 
 
-def _read(file: Path) -> dict:
+def _read(file: Path) -> dict[str, Any]:
     try:
         return json.loads(file.read_text())
     except (FileNotFoundError, json.JSONDecodeError):
         return {}
 
 
-def _alive(holder: dict) -> bool:
-    if holder.get("host") == socket.gethostname():
-        try:
-            os.kill(int(holder["pid"]), 0)
-        except (ProcessLookupError, ValueError):
-            return False
-        except PermissionError:
-            return True
-        return not _zombie(int(holder["pid"]))
-    return time.time() - float(holder.get("renewed", 0)) < EXPIRES_AFTER
+def _identity(pid: int) -> dict[str, Any]:
+    """What tells a process from a later one with the same number, as containers hand out again and again."""
+    return {"pid": pid, "host": socket.gethostname(), "boot": _boot(), "started": _start_time(pid)}
+
+
+def _alive(holder: dict[str, Any], file: Path) -> bool:
+    if holder.get("host") != socket.gethostname():
+        return time.time() - file.stat().st_mtime < EXPIRES_AFTER
+    pid = int(holder["pid"])
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    now = _identity(pid)
+    return not _zombie(pid) and all(holder.get(name) in (None, now[name]) for name in ("boot", "started"))
+
+
+def _boot() -> str | None:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return None
+
+
+def _status(pid: int) -> list[str]:
+    """The fields of /proc/PID/stat after the name; none where there is no /proc."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    except (OSError, IndexError):
+        return []
+
+
+def _start_time(pid: int) -> str | None:
+    fields = _status(pid)
+    return fields[19] if len(fields) > 19 else None
 
 
 def _zombie(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
-    except (OSError, IndexError):
-        return False
+    return _status(pid)[:1] == ["Z"]

@@ -61,24 +61,7 @@ class PreparedData:
 
     def field_specs(self, run: RunConfig) -> list[FieldSpec]:
         """The fields of `run` as the batch builder takes them."""
-        specs = []
-        for entry in run.fields:
-            vocabulary = self.vocabularies.get(entry.field_name)
-            is_genes = entry.field_name == "genes"
-            specs.append(
-                FieldSpec(
-                    name=entry.field_name,
-                    role="genes" if is_genes else "values",
-                    tokenized=not entry.continuous,
-                    is_masked=entry.is_masked,
-                    is_input=entry.is_input,
-                    vocab_size=len(vocabulary) if vocabulary else 0,
-                    num_special_tokens=vocabulary.n_special if vocabulary else 5,
-                    column_ids=vocabulary.ids(self.store.var_names) if is_genes and vocabulary else None,
-                    value_ids=vocabulary.value_ids() if vocabulary and not is_genes else None,
-                )
-            )
-        return specs
+        return field_specs(run, self.vocabularies, self.store.var_names)
 
     def labels(self, run: RunConfig) -> dict[str, np.ndarray]:
         """{label column: class ids or values of every cell}."""
@@ -103,6 +86,28 @@ class PreparedData:
         return tables
 
 
+def field_specs(run: RunConfig, vocabularies: MultiFieldVocabulary, gene_names: list[str]) -> list[FieldSpec]:
+    """The fields of `run` for cells whose columns are `gene_names`, as the batch builder takes them."""
+    specs = []
+    for entry in run.fields:
+        vocabulary = vocabularies.get(entry.field_name)
+        is_genes = entry.field_name == "genes"
+        specs.append(
+            FieldSpec(
+                name=entry.field_name,
+                role="genes" if is_genes else "values",
+                tokenized=not entry.continuous,
+                is_masked=entry.is_masked,
+                is_input=entry.is_input,
+                vocab_size=len(vocabulary) if vocabulary else 0,
+                num_special_tokens=vocabulary.n_special if vocabulary else 5,
+                column_ids=vocabulary.ids(gene_names) if is_genes and vocabulary else None,
+                value_ids=vocabulary.value_ids() if vocabulary and not is_genes else None,
+            )
+        )
+    return specs
+
+
 def batching_config(run: RunConfig) -> BatchingConfig:
     """The part of the data module section that the batch builder reads."""
     module = run.data_module
@@ -111,6 +116,7 @@ def batching_config(run: RunConfig) -> BatchingConfig:
         mlm=module.masks,
         max_length=module.max_length,
         max_mfi_data_len=module.max_mfi_data_len,
+        limit_genes=module.limit_genes,
         padding=module.padding,
         truncation=module.truncation,
         pad_to_multiple_of=module.pad_to_multiple_of,

@@ -1,0 +1,230 @@
+"""The training process: what it leaves behind, and what becomes of it when it or its parent is stopped, killed or out of room."""
+
+import json
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from training_cases import Cases, StopAtLook, assert_same_training, checkpoint, equal, exported, history, losses, notes
+
+from bmfm_pipeline import load_model
+from bmfm_pipeline.errors import Preempted, TrainingError
+from bmfm_pipeline.storage import hash_file, read_json
+from bmfm_pipeline.training import TrainSpec, train_in_child
+from bmfm_pipeline.training.checkpoints import valid_entry
+from bmfm_pipeline.training.child import is_out_of_memory, out_of_memory_message
+from bmfm_pipeline.training.launch import _result
+from bmfm_pipeline.training.lease import acquire
+
+# Long enough to be stopped in the middle: 25 steps an epoch.
+LONG = {
+    "data_module__limit_dataset_samples": {"train": 500, "dev": 30, "test": 20},
+    "task__max_epochs": None,
+    "task__max_steps": 70,
+    "task__checkpoints_every_n_train_steps": 2,
+}
+PARENT = "import sys; from bmfm_pipeline.training import TrainSpec, train_in_child; train_in_child(TrainSpec.from_file(sys.argv[1]))"
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(prepared, tmp_path_factory) -> TrainSpec:
+    """The long training, from beginning to end."""
+    cases = Cases(prepared, tmp_path_factory.mktemp("uninterrupted"))
+    spec = cases.spec(**LONG)
+    cases.train(spec)
+    return spec
+
+
+def wait_until(condition, seconds: float, what: str) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"waited {seconds} s in vain until {what}"
+        time.sleep(0.02)
+
+
+def trainer_pid(spec: TrainSpec) -> int:
+    return read_json(Path(spec.run_dir) / "lease.json")["pid"]
+
+
+def last_of(spec: TrainSpec) -> Path:
+    return Path(spec.run_dir) / "checkpoints" / "last.ckpt"
+
+
+def running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.slow
+def test_a_training_leaves_checkpoints_history_and_a_model_folder(cases):
+    spec, events = cases.spec(task__max_epochs=3), []
+    result = train_in_child(spec, on_progress=events.append)
+
+    for path in (result.best, result.last):
+        manifest = read_json(path.with_name(path.name + ".json"))
+        assert manifest["sha256"] == hash_file(path)
+        assert torch.load(path, weights_only=True)["global_step"] == manifest["step"]
+    assert result.last.name == "last.ckpt"
+    assert re.fullmatch(r"epoch=\d+-step=\d+-val_loss=\d+\.\d\d\.ckpt", result.best.name)
+    assert sorted(path.name for path in result.last.parent.glob("*.ckpt")) == sorted([result.best.name, "last.ckpt"])
+
+    assert json.loads((result.model_dir / "config.json").read_text())["hidden_size"] == 16
+    for name in ("tokenizers/genes", "tokenizers/expressions"):
+        assert (result.model_dir / name / "tokenizer.json").exists()
+    for name in ("label_dict.json", "transforms.json"):
+        assert (result.model_dir / name).read_bytes() == (cases.data / name).read_bytes()
+    best = checkpoint(spec, result.best.name)["state_dict"]
+    assert all(torch.equal(tensor, best[f"model.{name}"]) for name, tensor in exported(spec).items())
+    assert sum(p.numel() for p in load_model(result.model_dir).parameters()) == result.summary["parameters"]
+
+    assert [entry["step"] for entry in history(spec) if "train/loss" in entry] == list(range(1, 16))
+    validated = [entry["validation/loss"] for entry in history(spec) if "validation/loss" in entry]
+    assert len(validated) == 3
+    assert min(validated) == result.summary["best_validation_loss"]
+    assert (result.summary["steps"], result.summary["epochs"]) == (15, 3.0)
+    assert 0 < result.summary["first_batch_after_s"] < 120
+    assert any("FROM SCRATCH" in text for text in notes(events))
+    for event in (event for event in events if event["kind"] == "progress"):
+        assert event["max_steps"] == 15
+        assert event["loss"] == pytest.approx(losses(spec)[event["step"] - 1])
+        assert event["cells_per_s"] > 0
+        assert event["eta_s"] >= 0
+        assert 0 <= event["loader_wait_share"] < 1
+    assert [event["step"] for event in events if event["kind"] == "progress"][-1] == 15
+    assert [event["step"] for event in events if event["kind"] == "validation"] == [5, 10, 15]
+
+
+@pytest.mark.slow
+def test_a_signal_lets_the_child_save_and_leave_and_the_next_run_goes_on(cases, uninterrupted):
+    def stopped_by(number: signal.Signals) -> TrainSpec:
+        spec, sent = cases.spec(number.name, **LONG), []
+
+        def on_progress(event):
+            if event["kind"] == "progress" and not sent:
+                sent.append(number)
+                os.kill(trainer_pid(spec), number)
+
+        with pytest.raises(Preempted, match=f"{number.name}.*run the same command again"):
+            train_in_child(spec, on_progress)
+        return spec
+
+    with ThreadPoolExecutor(2) as pool:
+        stopped = list(pool.map(stopped_by, (signal.SIGTERM, signal.SIGINT)))
+    for spec in stopped:
+        assert 0 < checkpoint(spec)["bmfm"]["step"] < 70
+        cases.train(spec)
+        assert_same_training(spec, uninterrupted)
+
+
+@pytest.mark.slow
+def test_a_killed_child_is_resumed_from_its_last_checkpoint_and_nobody_trains_beside_a_living_one(cases, uninterrupted):
+    spec, refused = cases.spec("killed", **LONG), []
+
+    def on_progress(event):
+        if event["kind"] == "progress" and not refused:
+            wait_until(lambda: last_of(spec).exists(), 20, "a checkpoint was written")
+            with pytest.raises(TrainingError) as error:
+                acquire(Path(spec.run_dir))
+            refused.append(str(error.value))
+            os.kill(trainer_pid(spec), signal.SIGKILL)
+
+    with pytest.raises(TrainingError, match=r"SIGKILL.*Run the same command again to resume"):
+        train_in_child(spec, on_progress)
+    assert f"process {trainer_pid(spec)}" in refused[0]
+    _, events = cases.train(spec)  # takes over the lease of the dead process
+    assert any("resuming from last.ckpt at step" in text for text in notes(events))
+    assert_same_training(spec, uninterrupted)
+
+
+@pytest.mark.slow
+def test_a_child_whose_parent_is_killed_saves_and_leaves(cases, tmp_path):
+    changes = {**LONG, "task__max_steps": 3000}
+    spec = cases.spec("orphan", **changes)
+    file = tmp_path / "spec.json"
+    file.write_text(json.dumps(spec.to_dict()))
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, str(file)])
+    try:
+        wait_until(lambda: last_of(spec).exists() or parent.poll() is not None, 60, "training began")
+        child = trainer_pid(spec)
+        assert running(child)
+    finally:
+        parent.kill()
+        parent.wait()
+    wait_until(lambda: not running(child), 20, "the child had noticed and left")
+    assert valid_entry(last_of(spec))["reason"] == "the parent process is gone"
+    assert read_json(Path(spec.run_dir) / "lease.json")["released"] is True
+    step = checkpoint(spec)["bmfm"]["step"]
+    assert history(spec)[-1]["step"] == step < 3000
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_named_and_the_previous_checkpoint_stays(cases):
+    reference, spec = cases.spec("reference"), cases.spec("full", task__checkpoints_every_n_train_steps=2)
+    cases.train(reference)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    assert cases.train(spec, StopAtLook(3))[0] is None
+    before = valid_entry(last_of(spec))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (last_of(spec).stat().st_size // 2, hard))  # the child inherits it
+    try:
+        with pytest.raises(TrainingError, match=r"could not be written.*previous checkpoint is kept. Free space"):
+            train_in_child(spec)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert valid_entry(last_of(spec)) == before
+    assert not list(last_of(spec).parent.glob(".*.part"))
+    cases.train(spec)
+    assert_same_training(spec, reference)
+
+
+def test_an_allocation_that_fails_is_recognised_and_says_what_to_lower(cases):
+    with pytest.raises(RuntimeError) as error:
+        cases.train(cases.spec(model__intermediate_size=2**41))
+    assert is_out_of_memory(error.value)
+    assert re.search(r"tried to allocate \d+ bytes.*lower data_module.batch_size", out_of_memory_message(error.value))
+    assert is_out_of_memory(MemoryError())
+    assert is_out_of_memory(RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"))
+    assert not is_out_of_memory(ValueError("memory is fine"))
+
+
+def test_the_end_of_a_child_is_put_into_words(tmp_path):
+    with pytest.raises(Preempted, match="before it began"):
+        _result(-signal.SIGTERM, {}, deque(), tmp_path)
+    with pytest.raises(Preempted, match="SIGTERM"):  # torchrun ends with a code of its own
+        _result(1, {"kind": "preempted", "reason": "SIGTERM"}, deque(), tmp_path)
+    with pytest.raises(TrainingError, match="ended by SIGSEGV"):
+        _result(-signal.SIGSEGV, {}, deque(), tmp_path)
+    with pytest.raises(TrainingError, match=r"code 1(?s:.*)ImportError: no such thing"):
+        _result(1, {}, deque(["ImportError: no such thing"]), tmp_path)
+    summary = {"best_checkpoint": "last.ckpt"}
+    assert _result(-6, {"kind": "done", "summary": summary}, deque(), tmp_path).summary == summary
+
+
+@pytest.mark.slow
+def test_two_processes_train_together_and_export_once(cases):
+    alone = cases.spec("alone", data_module__batch_size=20, task__max_epochs=4)
+    pair = cases.spec("pair", data_module__batch_size=10, task__max_epochs=4, task__devices=2)
+    cases.train(alone)
+    events = []
+    result = train_in_child(pair, on_progress=events.append)
+    assert [event["kind"] for event in events].count("done") == 1
+    assert [event["kind"] for event in events].count("start") == 1
+    assert result.summary["devices"] == 2
+    # The same cells in each step, with masks and dropout of their own.
+    assert [entry["step"] for entry in history(pair)] == [entry["step"] for entry in history(alone)]
+    assert losses(pair)[0] == pytest.approx(losses(alone)[0], rel=0.05)
+    assert result.summary["best_validation_loss"] == pytest.approx(
+        min(entry["validation/loss"] for entry in history(alone) if "validation/loss" in entry), rel=0.05
+    )
+    assert not equal(exported(pair), exported(alone))
+    load_model(result.model_dir)

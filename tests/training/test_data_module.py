@@ -1,0 +1,111 @@
+"""The data module: made when asked for, set up for any stage, batches of every split."""
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from training_cases import run_config
+
+import bmfm_pipeline
+from bmfm_pipeline.errors import ConfigError, DataError
+from bmfm_pipeline.training import CellDataModule, build_data_module, build_module
+
+WHOLE = {"data_module__limit_dataset_samples": None}
+
+
+def names(loader) -> list[str]:
+    return [name for batch in loader for name in batch["cell_name"]]
+
+
+def test_prepare_data_makes_the_data_and_setup_reads_it(prepared):
+    asked = []
+    data = build_data_module(run_config(), prepare=lambda: asked.append("once") or str(prepared))
+    assert isinstance(data, pl.LightningDataModule)
+    with pytest.raises(ConfigError, match="call its prepare_data"):
+        build_module(run_config(), data)
+    data.prepare_data()
+    data.prepare_data()
+    data.setup("fit")
+    assert asked == ["once"]
+    batch = next(iter(data.train_dataloader()))
+    assert batch["input_ids"].shape[0] == 20
+    assert set(batch["labels"]) == {"expressions"}
+    build_module(run_config(), data)
+
+
+def test_setup_alone_prepares_too(prepared):
+    data = CellDataModule(run_config(), None, prepare=lambda: prepared)
+    data.setup()
+    assert len(data.rows["train"]) == 100
+
+
+def test_without_data_and_without_a_way_to_make_it_the_error_says_what_to_give():
+    data = build_data_module(run_config())
+    for call in (data.prepare_data, data.setup):
+        with pytest.raises(ConfigError, match=r"neither data nor a way to make it; give `data`.*or `prepare`"):
+            call()
+    with pytest.raises(DataError, match=r"no processed.h5ad; make it with `bmfm preprocess`"):
+        build_data_module(run_config(), "/nowhere")
+
+
+@pytest.mark.parametrize("stage", ["fit", "validate", "test", "predict", None])
+def test_every_stage_can_be_set_up_and_torn_down(prepared, stage):
+    data = build_data_module(run_config(**WHOLE), prepared)
+    data.setup(stage)
+    sampler = data.train_sampler
+    data.teardown(stage)
+    data.setup(stage)
+    assert data.train_sampler is sampler, "a restored position must survive"
+    splits = [set(names(loader)) for loader in (data.train_dataloader(), data.val_dataloader(), data.test_dataloader())]
+    assert [len(cells) for cells in splits] == [504, 56, 140]
+    everyone = names(data.predict_dataloader())
+    assert everyone == list(data.prepared.store.obs_names)
+    assert set.union(*splits) == set(everyone)
+
+
+def test_evaluation_batches_are_the_same_every_time_and_training_batches_are_not(prepared):
+    data = build_data_module(run_config(), prepared)
+    data.setup("fit")
+    first, second = (next(iter(data.val_dataloader())) for _ in range(2))
+    assert torch.equal(first["input_ids"], second["input_ids"])
+    assert torch.equal(first["labels"]["expressions"], second["labels"]["expressions"])
+    once = names(data.train_dataloader())
+    data.train_sampler.set_epoch(1)
+    assert names(data.train_dataloader()) != once
+    assert set(names(data.train_dataloader())) == set(once)
+
+
+def test_balancing_draws_rare_classes_as_often_as_common_ones(prepared):
+    run = run_config(**WHOLE, data_module__balancing_label_column="celltype")
+    data = build_data_module(run, prepared)
+    data.setup("fit")
+    labels = data.prepared.labels(run)["celltype"]
+    index = {name: row for row, name in enumerate(data.prepared.store.obs_names)}
+    counts = np.zeros(labels.max() + 1)
+    for epoch in range(5):
+        data.train_sampler.set_epoch(epoch)
+        for name in names(data.train_dataloader()):
+            counts[labels[index[name]]] += 1
+    assert counts.min() / counts.max() > 0.5
+
+
+def test_lightning_trains_with_it_directly(prepared, tmp_path):
+    run = run_config(task__max_steps=2)
+    data = bmfm_pipeline.build_data_module(run, prepared)
+    data.prepare_data()
+    module = bmfm_pipeline.build_module(run, data)
+    trainer = pl.Trainer(
+        max_steps=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=tmp_path,
+    )  # fmt: skip
+    trainer.fit(module, datamodule=data)
+    assert trainer.global_step == 2
+    assert trainer.validate(module, datamodule=data, verbose=False) == [{}]
+    assert module.validation["validation/loss"] > 0
+
+
+def test_nothing_to_learn_is_said_before_anything_is_built(prepared):
+    run = run_config(fields=[{"field_name": "genes"}, {"field_name": "expressions"}], label_columns=[], trainer__losses=None,
+                     data_module__collation_strategy="multitask", data_module__mlm=False)  # fmt: skip
+    with pytest.raises(ConfigError, match="nothing to learn"):
+        build_module(run, build_data_module(run, prepared))

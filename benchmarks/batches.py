@@ -6,13 +6,15 @@ python benchmarks/batches.py --h5ad processed.h5ad
 
 import argparse
 import json
-import os
-import platform
 import resource
+import sys
 import time
 from pathlib import Path
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent))
+from measuring import hardware
 
 
 class SyntheticStore:
@@ -28,15 +30,6 @@ class SyntheticStore:
         self.data = generator.integers(1, 10, self.indptr[-1]).astype(np.int8)
         self.shape = (n_cells, n_genes)
         self.obs_names = np.array([f"cell-{number}" for number in range(n_cells)], dtype=object)
-
-
-def hardware() -> str:
-    """Processor name and the number of cores this process may use."""
-    name = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
-    return f"{name}, {len(os.sched_getaffinity(0))} cores"
 
 
 def make_builder(store, arguments):
@@ -86,7 +79,7 @@ def time_by_part(builder, batches: list[np.ndarray]) -> dict[str, float]:
     """Microseconds of a typical (median) batch spent in each kernel, and outside of kernels."""
     from bmfm_pipeline.batching import kernels
 
-    names = [name for name in ("rank_genes", "pick_genes", "write_fields", "mask_fields")]
+    names = ("rank_genes", "pick_genes", "write_fields", "mask_fields")
     spent: dict[str, list[float]] = {name: [] for name in ("whole", *names)}
 
     def timed(name, function):

@@ -1,11 +1,8 @@
 """The demonstration cells, preprocessed once for all tests of training."""
 
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.append(str(Path(__file__).parent))  # training_cases
 
 
 @pytest.fixture(scope="session")

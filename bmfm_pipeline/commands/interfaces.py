@@ -1,12 +1,14 @@
 """`bmfm ui`: the pages of Prefect and MLflow over what this workspace recorded, on loopback, until Ctrl-C."""
 
 import argparse
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from bmfm_pipeline.errors import PipelineError
@@ -14,10 +16,12 @@ from bmfm_pipeline.storage import Workspace
 from bmfm_pipeline.tracking import is_http, serving_command, tracking_uri
 
 HOST = "127.0.0.1"
+# MLflow's server would start a dozen processes for jobs that nothing here asks for.
+QUIET_MLFLOW = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
 
 
 def ui(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Start both servers and wait; Ctrl-C or SIGTERM ends both."""
+    """Start both servers and wait; Ctrl-C or SIGTERM ends both. What they print goes to files in the state folder."""
     state = Workspace().state_dir
     state.mkdir(parents=True, exist_ok=True)
     ports = {"Prefect": arguments.prefect_port, "MLflow": arguments.mlflow_port}
@@ -28,36 +32,69 @@ def ui(arguments: argparse.Namespace) -> dict[str, Any]:
     for port in ports.values():
         _refuse_taken(port)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
-    servers = {}
+    servers: dict[str, Server] = {}
     try:
-        servers["Prefect"] = _start_prefect(state, arguments.prefect_port)
-        if "MLflow" in ports:
-            command = serving_command(store, HOST, arguments.mlflow_port)
-            servers["MLflow"] = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
         for name, port in ports.items():
-            _wait_for(name, servers[name], port)
-            print(f"{name:<8} http://{HOST}:{port}", flush=True)
-        print("Ctrl-C stops both", flush=True)
-        while all(server.poll() is None for server in servers.values()):
+            if name == "Prefect":
+                servers[name] = _start_prefect(state, port)
+            else:
+                servers[name] = Server(serving_command(store, HOST, port), QUIET_MLFLOW, state / "ui-mlflow.log")
+        for name, server in servers.items():
+            server.wait_for(ports[name])
+            print(f"{name:<8} http://{HOST}:{ports[name]}", flush=True)
+        print(f"Ctrl-C stops {'both' if len(servers) > 1 else 'it'}", flush=True)
+        while all(server.process.poll() is None for server in servers.values()):
             time.sleep(0.5)
-        ended = [name for name, server in servers.items() if server.poll() is not None]
-        raise PipelineError(f"the server of {', '.join(ended)} ended by itself; its messages are above")
+        raise PipelineError(next(server.ended() for server in servers.values() if server.process.poll() is not None))
     except KeyboardInterrupt:
         return {}
     finally:
         for server in servers.values():
-            _stop(server)
+            server.stop()
 
 
-def _start_prefect(state, port: int) -> subprocess.Popen:
+class Server:
+    """One server in a session of its own, so that it ends with all its workers."""
+
+    def __init__(self, command: list[str], environment: dict[str, str], log: Path):
+        self.log = log
+        with open(log, "w") as stream:
+            self.process = subprocess.Popen(
+                command, env={**os.environ, **environment}, stdout=stream, stderr=stream, start_new_session=True
+            )
+
+    def ended(self) -> str:
+        lines = self.log.read_text(errors="replace").strip().splitlines()
+        return f"a server ended by itself (exit code {self.process.returncode}): {lines[-1] if lines else ''} (all in {self.log})"
+
+    def wait_for(self, port: int, seconds: float = 120) -> None:
+        """Return when it answers; PipelineError when it ends or stays silent."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            if self.process.poll() is not None:
+                raise PipelineError(self.ended())
+            with socket.socket() as probe:
+                probe.settimeout(1)
+                if probe.connect_ex((HOST, port)) == 0:
+                    return
+            time.sleep(0.3)
+        raise PipelineError(f"no answer on port {port} within {seconds:.0f} s; see {self.log}")
+
+    def stop(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGTERM)
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+
+def _start_prefect(state: Path, port: int) -> Server:
     from flows.local import server_environment
 
-    return subprocess.Popen(
-        [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port)],
-        env={**os.environ, **server_environment(state, HOST, port)},
-        stdout=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port)]
+    return Server(command, server_environment(state, HOST, port), state / "ui-prefect.log")
 
 
 def _refuse_taken(port: int) -> None:
@@ -69,29 +106,3 @@ def _refuse_taken(port: int) -> None:
             raise PipelineError(
                 f"port {port} is taken ({error.strerror}); is `bmfm ui` running already? Else choose others with --prefect-port and --mlflow-port"
             ) from error
-
-
-def _wait_for(name: str, server: subprocess.Popen, port: int, seconds: float = 120) -> None:
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        if server.poll() is not None:
-            raise PipelineError(
-                f"the server of {name} did not start (exit code {server.returncode}); its messages are above"
-            )
-        with socket.socket() as probe:
-            probe.settimeout(1)
-            if probe.connect_ex((HOST, port)) == 0:
-                return
-        time.sleep(0.3)
-    raise PipelineError(f"the server of {name} did not answer on port {port} within {seconds:.0f} s")
-
-
-def _stop(server: subprocess.Popen) -> None:
-    """End a server and its workers: each was started in a session of its own."""
-    if server.poll() is None:
-        os.killpg(server.pid, signal.SIGTERM)
-        try:
-            server.wait(10)
-        except subprocess.TimeoutExpired:
-            os.killpg(server.pid, signal.SIGKILL)
-            server.wait()

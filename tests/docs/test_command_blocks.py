@@ -64,7 +64,8 @@ class Place:
         """The line as it is run here."""
         line = DRY.get(line.strip(), line).replace("127.0.0.1:4200", f"127.0.0.1:{self.port}")
         if line.startswith("make demo"):
-            return f'{line} ARGS="{SMALL} pretrain.task.max_steps=4 finetune.task.max_steps=6"'
+            # -o: the environment is the one of the tests, and must not be installed anew from this copy.
+            return f'make -o .venv/.ready demo ARGS="{SMALL} pretrain.task.max_steps=4 finetune.task.max_steps=6"'
         if "KEY" in line:
             models = sorted(
                 (self.folder / "workspace" / "artefacts" / "finetune").iterdir(), key=lambda path: path.stat().st_mtime

@@ -59,6 +59,7 @@ def _guarded(known: argparse.Namespace) -> int:
         level=logging.INFO if known.verbose else logging.WARNING, format="%(message)s", stream=sys.stderr
     )
     logging.getLogger("bmfm_pipeline").setLevel(logging.INFO)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads slow everything on a machine with other work
     if known.workspace:
         os.environ["BMFM_WORKSPACE"] = known.workspace
     from bmfm_pipeline import commands

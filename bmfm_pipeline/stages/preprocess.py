@@ -1,5 +1,6 @@
 """Preprocess: check the input, split it, fix labels and vocabulary, transform, publish. One function per step."""
 
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from bmfm_pipeline.stages.tracked import finish_tracking, start_tracking
 from bmfm_pipeline.storage import copy_atomic, hash_file, is_remote, read_json, write_json_atomic
 from bmfm_pipeline.storage import publish as publish_artefact
 from bmfm_pipeline.vocabulary import MultiFieldVocabulary, build_vocabularies
+
+logger = logging.getLogger(__name__)
 
 
 def _open(job: Job):
@@ -110,6 +113,11 @@ def vocabulary(job: Job, on_progress: Progress) -> dict[str, Any]:
     else:
         vocabularies = MultiFieldVocabulary.load(require_path(identifier, "tokenizer.identifier"))
         summary = check_genes(genes, vocabularies["genes"].tokens, identifier)
+        if summary["unknown"]:
+            logger.warning(
+                "%d of %d genes are not in %s and the model will not see them, e.g. %s",
+                summary["unknown"], summary["genes"], identifier, ", ".join(summary["unknown_examples"]),
+            )  # fmt: skip
     vocabularies.save(job.staging)
     write_json_atomic(job.staging / "vocabulary.json", summary)
     file = job.staging / "tokenizers" / "genes" / "tokenizer.json"
@@ -137,6 +145,8 @@ def transform(job: Job, on_progress: Progress) -> dict[str, Any]:
     file = job.staging / "processed.h5ad"
     keep_counts = _counts_needed(run, source)
     report = chain.run(cells, _fit_rows(job, run), file, {column: assigned}, keep_counts=keep_counts)
+    for step, count in report.dropped_cells.items():
+        logger.warning("%d of %d cells were dropped by %s", count, cells.n_cells, step)
     write_json_atomic(job.staging / "transforms.json", chain.to_json())
     plain = {
         **report.to_dict(),

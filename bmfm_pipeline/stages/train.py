@@ -58,6 +58,12 @@ def train(job: Job, on_progress: Progress) -> dict[str, Any]:
         log_progress(job, event)
 
     result = train_in_child(spec, on_progress=relay)
+    if outside := result.summary.get("values_outside_vocabulary"):
+        logger.warning(
+            "%d expression values (counted at every use) have no token and were read as [UNK]; bin them with a BinTransform, or give "
+            "the field tokenization_strategy=continuous_value_encoder",
+            outside,
+        )
     return {"uri": str(result.model_dir), "summary": result.summary}
 
 

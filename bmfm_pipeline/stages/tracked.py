@@ -75,12 +75,13 @@ def finish_tracking(
     files: list[str] = (),
     metrics: dict[str, float] | None = None,
     history: Path | None = None,
+    tags: dict[str, str] | None = None,
 ) -> dict[str, str]:
     """Record what the stage made and close its run; returns links for people."""
     tracker = _tracker(job)
     if tracker is None:
         return {}
-    tracker.set_tags({"bmfm.artefact": artefact.uri, "bmfm.artefact_hash": artefact.hash})
+    tracker.set_tags({"bmfm.artefact": artefact.uri, "bmfm.artefact_hash": artefact.hash, **(tags or {})})
     numbers = {
         name: float(value)
         for name, value in artefact.summary.items()

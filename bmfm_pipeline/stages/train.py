@@ -17,6 +17,8 @@ from bmfm_pipeline.storage import write_json_atomic
 from bmfm_pipeline.training import TrainSpec, train_in_child
 
 logger = logging.getLogger(__name__)
+# Larger weights are not copied into MLflow: the run's tags say where they lie.
+MOST_BYTES_IN_MLFLOW = 200 * 2**20
 
 
 def prepare(job: Job, on_progress: Progress) -> dict[str, Any]:
@@ -92,8 +94,16 @@ def publish(job: Job, on_progress: Progress) -> dict[str, Any]:
         summary={"name": job.name, **trained["summary"]},
     )
     folder = artefact.local(job.run_dir / "published")
+    files = ["loading_report.json", "config.json", "label_dict.json"]
+    weights = {name: entry["bytes"] for name, entry in artefact.files.items() if name.endswith(".safetensors")}
+    if sum(weights.values()) <= MOST_BYTES_IN_MLFLOW:
+        files += weights
     links = finish_tracking(
-        job, artefact, files=["loading_report.json", "config.json", "label_dict.json"], history=folder / "history.jsonl"
+        job,
+        artefact,
+        files=files,
+        history=folder / "history.jsonl",
+        tags={"bmfm.checkpoint": artefact.file(f"checkpoints/{trained['summary']['best_checkpoint']}")},
     )
     shutil.rmtree(training, ignore_errors=True)
     return {"uri": artefact.uri, "hash": artefact.hash, "summary": artefact.summary, "links": links}

@@ -1,19 +1,26 @@
 """Flows on one machine, without a server to start: prepared before Prefect is imported, and light itself."""
 
+import atexit
 import contextlib
 import logging
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from flows.local_server import LocalServer
+
 Listener = Callable[[dict[str, Any]], None]
 _listener: Listener | None = None
 
-# Nothing is sent outside, the server that Prefect starts for one run has time to come up, and the terminal shows our lines only
-# (the run's own page has them all).
+# Where `bmfm ui` shows the runs of a server that has ended with its run.
+PAGE = "http://127.0.0.1:4200"
+# Nothing is sent outside, a server that Prefect starts for one run has time to come up, and the terminal shows our lines only (the
+# run's own page has them all).
 QUIET = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "DO_NOT_TRACK": "1",
@@ -63,11 +70,28 @@ def _home(state_dir: str | os.PathLike) -> Path:
 
 def user_has_chosen() -> bool:
     """Whether the environment or a profile of the user names a server or home of their own."""
-    if any(
-        os.environ.get(name) for name in ("PREFECT_API_URL", "PREFECT_HOME", "PREFECT_PROFILE", "PREFECT_PROFILES_PATH")
-    ):
+    return bool(os.environ.get("PREFECT_HOME")) or user_has_a_server()
+
+
+def user_has_a_server() -> bool:
+    """Whether a server is named, or a profile that may name one."""
+    if any(os.environ.get(name) for name in ("PREFECT_API_URL", "PREFECT_PROFILE", "PREFECT_PROFILES_PATH")):
         return True
-    return (Path.home() / ".prefect" / "profiles.toml").exists()
+    home = os.environ.get("PREFECT_HOME") or Path.home() / ".prefect"
+    return (Path(home) / "profiles.toml").exists()
+
+
+def _serve() -> LocalServer | None:
+    """Start a server for this process and point Prefect at it, unless the user has one. Must run before prefect is imported."""
+    if user_has_a_server():
+        return None
+    home = Path(os.environ["PREFECT_HOME"])
+    home.mkdir(parents=True, exist_ok=True)
+    server = LocalServer(home)
+    os.environ["PREFECT_API_URL"] = f"{server.address}/api"
+    os.environ.setdefault("PREFECT_UI_URL", PAGE)
+    atexit.register(server.stop)  # after Prefect, which registers itself later and has things to send until then
+    return server
 
 
 @contextlib.contextmanager
@@ -86,19 +110,41 @@ def tell(event: dict[str, Any]) -> None:
         _listener(event)
 
 
+@contextlib.contextmanager
+def _sigterm_like_ctrl_c() -> Iterator[None]:
+    """While inside, SIGTERM ends the run as Ctrl-C does, with everything recorded and a word on how to go on."""
+
+    def interrupt(number, frame):
+        raise KeyboardInterrupt
+
+    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if ours:
+        signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def start_here(
     state_dir: str | os.PathLike, parameters: dict[str, Any], on_progress: Listener | None = None
 ) -> dict[str, Any]:
-    """What `bmfm run` calls: prepare, import Prefect, run the pipeline. `start_seconds` of the result is what starting cost.
+    """What `bmfm run` calls: start a server, import Prefect meanwhile, run the pipeline. `start_seconds` of the result is the cost.
 
-    `parameters` are the fields of flows.parameters.PipelineParameters. Errors of the stages are raised as they are.
+    `parameters` are the fields of flows.parameters.PipelineParameters. Errors of the stages are raised as they are. The server
+    lives as long as this process.
     """
     began = time.monotonic()
+    server = None
     if "prefect" not in sys.modules:
         prepare(state_dir)
+        server = _serve()
     from flows.parameters import PipelineParameters
     from flows.pipeline import run_pipeline
 
+    if server is not None:
+        server.wait()
     # Its lines would reach the terminal through whatever handler the root logger has; they are on the run's page.
     logging.getLogger("prefect").propagate = False
     started: list[float] = []
@@ -109,5 +155,6 @@ def start_here(
         if on_progress is not None:
             on_progress(event)
 
-    result = run_pipeline(PipelineParameters.model_validate(parameters), first)
+    with _sigterm_like_ctrl_c():
+        result = run_pipeline(PipelineParameters.model_validate(parameters), first)
     return {**result, "start_seconds": round(started[0], 2) if started else None}

@@ -22,13 +22,14 @@ def artifact_key(*parts: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", "-".join(parts).lower()).strip("-")
 
 
-def name_run(name: str, tags: tuple[str, ...] = ()) -> None:
-    """Rename the current flow run and add tags, once it is known what it makes."""
+def label_run(*tags: str, name: str | None = None) -> None:
+    """Add tags to the current flow run, and rename it, once it is known what it makes."""
     if runtime.flow_run.id is None:
         return
+    run = UUID(str(runtime.flow_run.id))
     with get_client(sync_client=True) as client:
-        known = set(runtime.flow_run.tags or ())
-        client.update_flow_run(UUID(str(runtime.flow_run.id)), name=name, tags=sorted(known | set(tags)))
+        known = client.read_flow_run(run).tags  # what this process knows of its run dates from its start
+        client.update_flow_run(run, name=name, tags=sorted({*known, *tags}))
 
 
 def show_table(key: str, rows: list[dict[str, Any]], description: str) -> None:
@@ -111,7 +112,7 @@ def _describe(event: dict[str, Any]) -> str:
         "val_loss",
         "train/loss",
         "validation/loss",
-        "cells_per_second",
+        "cells_per_s",
         "eta_s",
     )
     return ", ".join(f"{name} {_cell(event[name])}" for name in shown if event.get(name) is not None) or "working"

@@ -1,10 +1,11 @@
 """The forms of the flows: what a person fills in on a deployment's page, turned into Hydra overrides."""
 
 import json
-from enum import StrEnum
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
+
+from bmfm_pipeline.config.tasks import CiMethod
 
 # Optional values show as plain inputs that may stay empty, not as a choice between a type and null.
 Text = Annotated[str | None, WithJsonSchema({"type": "string"})]
@@ -13,27 +14,27 @@ Positive = Annotated[int | None, WithJsonSchema({"type": "integer", "minimum": 1
 Rate = Annotated[float | None, WithJsonSchema({"type": "number", "exclusiveMinimum": 0})]
 
 
-class IntervalMethod(StrEnum):
-    """How confidence intervals are made."""
-
-    binomial = "binomial"
-    wilson = "wilson"
-    bootstrap_quantiles = "bootstrap_quantiles"
-    bootstrap_t_interval = "bootstrap_t_interval"
+IntervalMethod = Annotated[CiMethod | None, WithJsonSchema({"type": "string", "enum": list(get_args(CiMethod))})]
+Controls = Annotated[Literal["default", "full"] | None, WithJsonSchema({"type": "string", "enum": ["default", "full"]})]
+RARELY_SET = ("overrides", "config_name", "config_dir", "workspace")
 
 
-class Controls(StrEnum):
-    """Which controls are fitted beside the model."""
+def _as_a_page_needs_it(schema: dict[str, Any]) -> None:
+    """What is rarely set stands last (pages go by `position`); a page would fill in a default of null and then refuse it."""
+    properties = schema["properties"]
+    for name in RARELY_SET:
+        if name in properties:
+            properties[name] = properties.pop(name)
+    for position, entry in enumerate(properties.values()):
+        entry["position"] = position
+        if entry.get("default", 0) is None:
+            del entry["default"]
 
-    default = "default"
-    full = "full"
-    none = "none"
 
-
-class StageParameters(BaseModel):
+class FlowParameters(BaseModel):
     """What every flow takes. Empty values leave the packaged configuration as it is."""
 
-    model_config = ConfigDict(extra="forbid", use_enum_values=True)
+    model_config = ConfigDict(extra="forbid", json_schema_extra=_as_a_page_needs_it)
     # Knob -> the configuration key that it sets.
     knobs: ClassVar[dict[str, str]] = {"seed": "seed.seed_value"}
 
@@ -48,12 +49,6 @@ class StageParameters(BaseModel):
         None, title="Label column", description="The obs column to predict, for an h5ad file. Empty: the catalogue's."
     )
     seed: Whole = Field(None, title="Seed", description="Same seed, same machine, same numbers. Empty: 1234.")
-    config_name: Text = Field(
-        None, title="Config name", description="Another top config than the packaged one, without .yaml."
-    )
-    config_dir: Text = Field(
-        None, title="Config folder", description="A folder on the worker, searched before the packaged configs."
-    )
     overrides: list[str] = Field(
         default_factory=list,
         title="Overrides",
@@ -99,6 +94,17 @@ class StageParameters(BaseModel):
             if getattr(self, knob) is not None
         ]
         return [*knobs, *self.overrides]
+
+
+class StageParameters(FlowParameters):
+    """What the flow of one stage takes."""
+
+    config_name: Text = Field(
+        None, title="Config name", description="Another top config than the packaged one, without .yaml."
+    )
+    config_dir: Text = Field(
+        None, title="Config folder", description="A folder on the worker, searched before the packaged configs."
+    )
 
 
 class PreprocessParameters(StageParameters):
@@ -158,22 +164,22 @@ class EvaluateParameters(StageParameters):
         description="A fine-tuned model artefact, or 'latest'. Empty: the model that the whole chain makes on this dataset "
         "(made now when it does not exist).",
     )
-    ci_method: IntervalMethod | None = Field(
+    ci_method: IntervalMethod = Field(
         None,
         title="Interval method",
         description="How the 95 % confidence intervals are made. Empty: as the config says.",
     )
     num_bootstrap_runs: Whole = Field(None, title="Bootstrap runs", description="Resamples for the bootstrap methods.")
-    controls: Controls | None = Field(
+    controls: Controls = Field(
         None, title="Controls", description="Simple models on the same split, printed beside the model."
     )
 
 
-class PipelineParameters(StageParameters):
+class PipelineParameters(FlowParameters):
     """The whole chain: preprocess, pretrain, fine-tune, evaluate."""
 
     knobs: ClassVar[dict[str, str]] = {
-        **StageParameters.knobs,
+        **FlowParameters.knobs,
         "max_epochs": "task.max_epochs",
         "max_steps": "task.max_steps",
         "batch_size": "data_module.batch_size",
@@ -185,13 +191,13 @@ class PipelineParameters(StageParameters):
     )
     max_steps: Positive = Field(None, title="Steps", description="Optimiser steps at most, in both trainings.")
     batch_size: Positive = Field(None, title="Batch size", description="Cells in a batch.")
-    ci_method: IntervalMethod | None = Field(
+    ci_method: IntervalMethod = Field(
         None,
         title="Interval method",
         description="How the 95 % confidence intervals are made. Empty: as the config says.",
     )
     num_bootstrap_runs: Whole = Field(None, title="Bootstrap runs", description="Resamples for the bootstrap methods.")
-    controls: Controls | None = Field(
+    controls: Controls = Field(
         None, title="Controls", description="Simple models on the same split, printed beside the model."
     )
     pools: bool = Field(
@@ -200,14 +206,13 @@ class PipelineParameters(StageParameters):
         description="Start each stage as its own deployment, on the pool it belongs to, instead of all in this process.",
     )
 
-    @model_validator(mode="after")
-    def _packaged_configs_only(self):
-        if self.config_name or self.config_dir:
-            raise ValueError(
-                "config_name and config_dir choose the config of one stage; run that stage's flow, or use overrides "
-                "(pretrain.KEY=VALUE reaches one stage alone)"
-            )
-        return self
+
+def shown_as(title: str) -> Any:
+    """The name of a form in a flow's signature: under its heading Parameters, Prefect's page would call it `parameters` again.
+
+    An empty form is the default, for the same reason for which none of its fields has a default of null.
+    """
+    return Field(json_schema_extra={"title": title, "default": {}})
 
 
 def _literal(value: Any) -> str:

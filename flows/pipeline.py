@@ -1,7 +1,8 @@
 """The pipeline flow: the four stages as subflows under one MLflow run, in this process or each on its own pool."""
 
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 from prefect import flow, runtime, task
 from prefect.cache_policies import NO_CACHE
@@ -11,17 +12,19 @@ from prefect.states import Completed, Failed
 from bmfm_pipeline import stages
 from bmfm_pipeline.errors import PipelineError, TrainingError
 from bmfm_pipeline.stages.planning import stage_overrides
+from bmfm_pipeline.storage import load_artefact, read_json
 from bmfm_pipeline.tracking import EXPERIMENT, StageTracker, tracking_uri
 from flows import local
 from flows.evaluate import evaluate
 from flows.finetune import finetune
-from flows.pages import name_run, show_links, show_table
+from flows.pages import label_run, show_links, show_table
 from flows.parameters import (
     EvaluateParameters,
     FinetuneParameters,
     PipelineParameters,
     PreprocessParameters,
     PretrainParameters,
+    shown_as,
 )
 from flows.preprocess import preprocess
 from flows.pretrain import pretrain
@@ -46,7 +49,9 @@ FORMS = {
 
 
 @flow(name="pipeline", flow_run_name=readable_name)
-def pipeline(parameters: PipelineParameters = PipelineParameters()) -> Any:  # noqa: B008 - the form shows the defaults
+def pipeline(
+    parameters: Annotated[PipelineParameters, shown_as("The whole chain")] = PipelineParameters(),  # noqa: B008 - defaults of the form
+) -> Any:
     """The whole chain on one dataset: preprocess, pretrain, fine-tune, evaluate."""
     with relayed_logs():
         try:
@@ -78,7 +83,7 @@ def _run_all(parameters: PipelineParameters, jobs: list[Any]) -> dict[str, Any]:
         },
         state_dir=state_dir,
     ) as tracker:
-        name_run(f"pipeline-{last.name}-{last.key[:8]}", (f"dataset:{last.name}", f"mlflow-run:{tracker.run_id}"))
+        label_run(f"dataset:{last.name}", f"mlflow-run:{tracker.run_id}", name=f"pipeline-{last.name}-{last.key[:8]}")
         tracker.log_params(parameters.model_dump(exclude={"overrides"}, exclude_none=True))
         tracker.log_params({"overrides": parameters.overrides})
         results = {}
@@ -181,7 +186,7 @@ def _row(stage: str, result: dict[str, Any]) -> dict[str, Any]:
 
 def _headline(results: dict[str, Any]) -> dict[str, float]:
     """The model's metrics, on the parent run too, so that pipelines can be compared in one table."""
-    rows = results.get("evaluate", {}).get("table") or []
+    rows = read_json(Path(load_artefact(results["evaluate"]["uri"]).local()) / "metrics.json")
     return {
         f"{row.get('target', 'test')}/{row['metric']}": row["value"]
         for row in rows

@@ -14,8 +14,8 @@ from prefect.states import Completed, Failed
 from bmfm_pipeline import stages
 from bmfm_pipeline.errors import ConfigError, PipelineError, Preempted
 from flows import local
-from flows.pages import ProgressPage, artifact_key, name_run, show_links, show_table
-from flows.parameters import StageParameters
+from flows.pages import ProgressPage, artifact_key, label_run, show_links, show_table
+from flows.parameters import FlowParameters, StageParameters
 
 # A stage that the pipeline planned already, handed to its subflow in this process.
 planned_job: ContextVar[Any] = ContextVar("planned_job", default=None)
@@ -43,10 +43,11 @@ def _deployed_target() -> str | None:
     return name if name in [entry.name for entry in list_entries()] else None
 
 
-def with_target(parameters: StageParameters) -> StageParameters:
-    if parameters.target is None and parameters.config_name is None and (target := _deployed_target()):
-        return parameters.model_copy(update={"target": target})
-    return parameters
+def with_target(parameters: FlowParameters) -> Any:
+    """The same form, about the dataset that the deployment is named after when it names none."""
+    named = parameters.target or getattr(parameters, "config_name", None)
+    target = None if named else _deployed_target()
+    return parameters.model_copy(update={"target": target}) if target else parameters
 
 
 def run_stage_flow(stage: str, parameters: StageParameters) -> Any:
@@ -59,7 +60,7 @@ def run_stage_flow(stage: str, parameters: StageParameters) -> Any:
         try:
             jobs = _plan(stage, with_target(parameters))
             last = jobs[-1]
-            name_run(f"{stage}-{last.name}-{last.key[:8]}", (f"stage:{stage}", f"dataset:{last.name}"))
+            label_run(f"stage:{stage}", f"dataset:{last.name}", name=f"{stage}-{last.name}-{last.key[:8]}")
             results = [run_job(job) for job in jobs]
         except PipelineError as error:
             return Failed(message=str(error), data=error)
@@ -115,7 +116,7 @@ def run_job(job: Any) -> dict[str, Any]:
         show_table(artifact_key(job.stage, "summary"), _summary_rows(result), f"{job.stage} of {job.name}")
     show_links(job.stage, links)
     if address := links.get("MLflow run", ""):
-        name_run(f"{job.stage}-{job.name}-{job.key[:8]}", (f"mlflow-run:{address.rsplit('/', 1)[-1]}",))
+        label_run(f"mlflow-run:{address.rsplit('/', 1)[-1]}")
     return {**result, "links": links, "cached": False}
 
 
@@ -191,7 +192,7 @@ def relayed_logs() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def required_target(parameters: StageParameters) -> str:
+def required_target(parameters: FlowParameters) -> str:
     if not parameters.target:
         raise ConfigError("pipeline: name a dataset (see `bmfm datasets`) or an h5ad file as target")
     return parameters.target

@@ -1,0 +1,171 @@
+"""Deployments on a real Prefect server with workers: what a person starts, what is refused, what survives a kill."""
+
+import json
+import re
+import signal
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+STAGES = ["preprocess", "pretrain", "finetune", "evaluate"]
+
+
+@pytest.fixture(scope="module")
+def pretraining(server):
+    """`prefect deployment run pretrain/zheng68k`, as documented: no parameters. It trains while other tests run."""
+    return server.machine.start("prefect", "deployment", "run", "pretrain/zheng68k", "--watch")
+
+
+@pytest.fixture(scope="module")
+def pipelining(server, pretraining, tiny_model) -> str:
+    """The id of a run of the whole chain, a worker per stage, that goes on beside the pretraining."""
+    return server.create_run("pipeline/zheng68k-mini", pools=True, max_steps=4, overrides=tiny_model)
+
+
+@pytest.fixture(scope="module")
+def pretrained(server, pretraining, finished) -> str:
+    """The id of that flow run, once it has ended."""
+    done = finished(pretraining, 600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return re.search(r"UUID: (\S+)", done.stdout)[1]
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_model) -> dict:
+    """Parameters of a training that lasts long enough to be killed, and keeps a checkpoint every few steps."""
+    often = ["task.checkpoints_every_n_train_steps=5", "task.log_every_n_steps=1"]
+    return {"max_steps": 300, "overrides": [*tiny_model, *often]}
+
+
+def test_the_checkout_stays_clean_after_deploying(server, pipelining):
+    if server.status_before is None:
+        pytest.skip("not a git checkout")
+    assert server.git_status() == server.status_before
+
+
+def test_a_parameter_that_does_not_fit_the_form_is_refused_at_the_command_line(server, pipelining):
+    wrong = json.dumps({"parameters": {"num_bootstrap_runs": "many"}})
+    done = server.command("deployment", "run", "evaluate/zheng68k", "--params", wrong)
+    assert done.returncode == 1
+    assert "num_bootstrap_runs" in done.stdout + done.stderr
+    assert server.ask("flow_runs/count", {"flows": {"name": {"any_": ["evaluate"]}}}) == 0
+
+
+def test_a_wrong_override_fails_the_run_before_data_is_read_and_its_state_says_why(server, pretraining):
+    run = server.create_run("preprocess/zheng68k-mini", overrides=["data_module.max_lenght=64"])
+    ended = server.wait_until_final(run, 120)
+    assert ended["state_name"] == "Failed"
+    assert ended["state"]["message"] == ("data_module.max_lenght: no such key; did you mean data_module.max_length?")
+    assert server.task_runs(run) == []
+
+
+def model_of(server, run: dict) -> Path:
+    """The folder of the model that a run of pretraining has made; the run is named after it."""
+    flow, name, key = run["name"].rsplit("-", 2)
+    assert (flow, name) == ("pretrain", "zheng68k")
+    (model,) = (server.machine.workspace / "artefacts" / "pretrain").glob(f"{key}*")
+    return model
+
+
+def test_pretraining_completes_and_its_model_lies_in_the_workspace(server, pretrained):
+    ended = server.flow_run(pretrained)
+    assert ended["state_name"] == "Completed"
+    model = model_of(server, ended)
+    assert (model / "model.safetensors").exists()
+    assert (model / "checkpoints" / "last.ckpt").exists()
+    assert {"stage:pretrain", "dataset:zheng68k"} <= set(ended["tags"])
+    assert "preset laptop: no accelerator is usable" in server.logs(pretrained)
+    steps = [run["name"] for run in server.task_runs(pretrained)]
+    assert steps[:2] == ["preprocess: check", "preprocess: split"]
+    assert steps[-3:] == ["pretrain: prepare", "pretrain: train", "pretrain: publish"]
+
+
+def test_the_page_of_the_run_has_tables_links_and_progress(server, pretrained):
+    found = {artifact["key"]: artifact for artifact in server.artifacts(pretrained)}
+    splits = json.loads(found["preprocess-split"]["data"])
+    assert [row["split"] for row in splits] == ["train", "dev", "test"]
+    assert found["pretrain-summary"]["type"] == "table"
+    assert found["pretrain-train-progress"]["data"] == 100
+    mlflow = next(tag for tag in server.flow_run(pretrained)["tags"] if tag.startswith("mlflow-run:"))
+    links = [found["preprocess-mlflow-run"]["data"], found["pretrain-mlflow-run"]["data"]]
+    assert any(mlflow.removeprefix("mlflow-run:") in link for link in links)
+
+
+def test_what_is_there_already_is_shown_as_cached(server, pretrained):
+    run = server.create_run("pretrain/zheng68k")
+    ended = server.wait_until_final(run, 120)
+    assert (ended["state_type"], ended["state_name"]) == ("COMPLETED", "Cached")
+    assert str(model_of(server, server.flow_run(pretrained))) in ended["state"]["message"]
+    assert [task["state_name"] for task in server.task_runs(run)] == ["Cached", "Cached"]
+
+
+def test_a_pipeline_with_pools_runs_each_stage_on_its_pool_under_one_mlflow_run(server, pipelining):
+    from mlflow import MlflowClient
+
+    ended = server.wait_until_final(pipelining, 300)
+    assert ended["state_name"] == "Completed", ended["state"]["message"]
+    started = server.runs_under(pipelining)
+    flows = [server.ask(f"flows/{each['flow_id']}")["name"] for each in started]
+    assert flows == STAGES
+    assert [each["work_pool_name"] for each in started] == ["cpu", "gpu", "gpu", "gpu"]
+    assert {each["state_name"] for each in started} == {"Completed"}
+
+    client = MlflowClient(f"sqlite:///{server.machine.state / 'mlflow.db'}")
+    runs = client.search_runs([entry.experiment_id for entry in client.search_experiments()])
+    mlflow = {each.data.tags["prefect.flow_run_id"]: each for each in runs}
+    assert {mlflow[each["id"]].data.tags["mlflow.parentRunId"] for each in started} == {mlflow[pipelining].info.run_id}
+    assert "celltype/accuracy" in mlflow[pipelining].data.metrics
+
+
+def kill_while_training(server, run: str, wait_for, choose, sent=signal.SIGKILL) -> int:
+    """End one process of a run, once it has trained and kept a checkpoint; returns the step of the checkpoint."""
+
+    def checkpoint() -> list[Path]:
+        children = [process for process in server.machine.training_children() if run in str(process.environ())]
+        files = list(server.machine.workspace.glob("runs/*/training/checkpoints/last.ckpt"))
+        return children and [file for file in files if file.stat().st_mtime > children[0].create_time()]
+
+    try:
+        (kept,) = wait_for(checkpoint, 120, "a checkpoint", every=0.05)
+    except BaseException:
+        print(server.flow_run(run)["state"], server.logs(run))
+        raise
+    choose(server, run).send_signal(sent)
+    return json.loads(kept.with_name("last.ckpt.json").read_text())["step"]
+
+
+def training_child(server, run: str):
+    return next(process for process in server.machine.training_children() if run in str(process.environ()))
+
+
+def flow_run_process(server, run: str):
+    """The process that the worker started for the run: the parent of its training child."""
+    return training_child(server, run).parent()
+
+
+def test_a_run_that_is_killed_goes_on_from_its_checkpoint_when_started_again_and_by_itself_when_only_asked_to_stop(
+    server, pretrained, tiny, wait_for
+):
+    first = server.create_run("pretrain/zheng68k-mini", **tiny)
+    before = kill_while_training(server, first, wait_for, training_child)
+    ended = server.wait_until_final(first, 60)
+    assert ended["state_name"] == "Failed"
+    assert "ended by SIGKILL" in ended["state"]["message"]
+    assert "again to resume" in ended["state"]["message"]
+
+    second = server.create_run("pretrain/zheng68k-mini", **tiny)
+    kill_while_training(server, second, wait_for, flow_run_process)
+    assert server.wait_until_final(second, 60)["state_name"] == "Crashed"
+    wait_for(lambda: not server.machine.training_children(), 30, "the training to notice that its parent is gone")
+
+    third = server.create_run("pretrain/zheng68k-mini", **tiny)
+    kill_while_training(server, third, wait_for, training_child, signal.SIGTERM)
+    ended = server.wait_until_final(third, 180)
+    assert ended["state_name"] == "Completed", ended["state"]["message"]
+    (training,) = [task for task in server.task_runs(third) if task["name"] == "pretrain: train"]
+    assert training["run_count"] == 2
+    resumed = [int(step) for step in re.findall(r"resuming from last.ckpt at step (\d+)", server.logs(third))]
+    assert len(resumed) == 2
+    assert before < resumed[0] < resumed[1] < 300

@@ -1,0 +1,114 @@
+"""What a person sees and clicks on Prefect's pages, in a real browser: the form of a deployment, a run, its tables."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+FLAGS = (
+    "--headless=new --no-sandbox --disable-gpu --disable-quic --disable-dev-shm-usage --no-first-run --disable-sync "
+    "--disable-background-networking --disable-component-update --window-size=1400,2400"
+)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory, server):
+    driver = shutil.which("chromedriver")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if not (driver and chromium):
+        pytest.skip("no Chromium with chromedriver; install both with `apt-get install chromium chromium-driver`")
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in [*FLAGS.split(), f"--user-data-dir={tmp_path_factory.mktemp('browser')}"]:
+        options.add_argument(flag)
+    # In the environment of the server's machine, so that nothing of it can be left behind.
+    service = webdriver.ChromeService(driver, env=server.machine.environment)
+    opened = webdriver.Chrome(options=options, service=service)
+    try:
+        yield opened
+    finally:
+        opened.quit()
+
+
+def text_of(browser) -> str:
+    return browser.find_element("tag name", "body").text
+
+
+def click(browser, wait_for, words: str, kind: str = "*") -> None:
+    """Click what carries exactly these words."""
+    path = f"//{kind}[normalize-space(.)='{words}'][not(.//{kind}[normalize-space(.)='{words}'])]"
+
+    def clicked() -> bool:
+        from selenium.common.exceptions import WebDriverException
+
+        for element in browser.find_elements("xpath", path):
+            try:
+                element.click()
+                return True
+            except WebDriverException:  # not there yet, or covered
+                continue
+        return False
+
+    wait_for(clicked, 30, f"'{words}' to click on a page that says:\n{text_of(browser)}")
+
+
+def input_under(browser, title: str):
+    """The input of the form that stands under a title."""
+    path = f"(//label[starts-with(normalize-space(.), '{title}')]/following::*[self::input or self::textarea])[1]"
+    return browser.find_element("xpath", path)
+
+
+def form_of(server, browser, wait_for, deployment: str) -> str:
+    """Open a deployment's page, press Run, choose a custom run; returns what the form says."""
+    found = server.ask(f"deployments/name/{deployment}")
+    browser.get(f"{server.page}/deployments/deployment/{found['id']}")
+    click(browser, wait_for, "Run", "button")
+    click(browser, wait_for, "Custom run")
+    wait_for(lambda: "Validate parameters" in text_of(browser), 30, "the form")
+    return text_of(browser)
+
+
+@pytest.mark.parametrize(
+    ("deployment", "titles"),
+    [
+        (
+            "pretrain/zheng68k",
+            ["Pretraining", "Dataset", "Epochs", "Steps", "Batch size", "Learning rate", "Start from"],
+        ),
+        ("evaluate/zheng68k", ["Evaluation", "Dataset", "Model", "Interval method", "Bootstrap runs", "Controls"]),
+        ("pipeline/zheng68k-mini", ["The whole chain", "Dataset", "Label column", "Seed", "One worker per stage"]),
+    ],
+)
+def test_a_form_has_titles_and_descriptions_that_a_person_understands(server, browser, wait_for, deployment, titles):
+    shown = form_of(server, browser, wait_for, deployment)
+    lines = [line.removesuffix(" (Optional)") for line in shown.splitlines()]
+    positions = [lines.index(title) for title in titles]
+    assert positions == sorted(positions)
+    assert lines.index("Overrides") > positions[-1]
+    assert "Empty: the dataset this deployment is named after." in shown
+    assert 'Property is type "None"' not in shown
+    assert input_under(browser, "Dataset").get_attribute("value") == deployment.split("/")[1]
+
+
+def test_a_run_started_from_the_form_completes_and_shows_its_tables(server, browser, wait_for):
+    form_of(server, browser, wait_for, "preprocess/zheng68k-mini")
+    input_under(browser, "Seed").send_keys("77")
+    click(browser, wait_for, "Submit", "button")
+
+    def started() -> list[dict]:
+        runs = server.ask("flow_runs/filter", {"flows": {"name": {"any_": ["preprocess"]}}})
+        return [run for run in runs if run["parameters"].get("parameters", {}).get("seed") == 77]
+
+    (run,) = wait_for(started, 30, "a run with the seed of the form")
+    assert server.wait_until_final(run["id"], 180)["state_name"] == "Completed"
+    browser.get(f"{server.page}/flow-runs/flow-run/{run['id']}")  # the address that is recorded in MLflow
+    name = server.flow_run(run["id"])["name"]
+    wait_for(lambda: name in text_of(browser) and "Completed" in text_of(browser), 30, "the page of the run")
+    wait_for(lambda: "preprocess: transform" in text_of(browser), 30, "the tasks of the run")
+    click(browser, wait_for, "Artifacts")
+    wait_for(lambda: "preprocess-split" in text_of(browser).lower(), 30, "the tables of the run")
+    assert list(Path(server.machine.workspace / "artefacts" / "preprocess").glob(f"{name.rsplit('-', 1)[1]}*"))

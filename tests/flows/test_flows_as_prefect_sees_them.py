@@ -1,0 +1,71 @@
+"""The flows as Prefect loads them, in a process of its own: the schemas of their forms, and what is tried again."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+FLOWS = ("preprocess", "pretrain", "finetune", "evaluate", "pipeline")
+QUESTION = """
+import importlib, json, sys
+from flows import deployments, local, parameters
+light = "prefect" not in sys.modules
+local.prepare(sys.argv[1])
+from prefect.utilities.callables import parameter_schema
+from flows.running import RETRIES, _was_preempted, step_task
+from bmfm_pipeline.errors import Preempted, TrainingError
+from bmfm_pipeline.stages import STEPS
+from prefect.states import Failed
+answer = {"light": light, "flows": {}, "retries": {}, "again": {}}
+for name in sys.argv[2:]:
+    flow = getattr(importlib.import_module(f"flows.{name}"), name)
+    schema = parameter_schema(flow).model_dump()
+    answer["flows"][name] = {"name": flow.name, "description": flow.description, "schema": schema}
+for stage, steps in STEPS.items():
+    answer["retries"] |= {f"{stage}: {step}": step_task(stage, step).retries for step in steps}
+for error in (Preempted("stopped"), TrainingError("broken"), OSError("full")):
+    answer["again"][type(error).__name__] = _was_preempted(None, None, Failed(data=error))
+print(json.dumps(answer))
+"""
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory) -> dict:
+    home = tmp_path_factory.mktemp("home")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    command = [sys.executable, "-c", QUESTION, str(home / "state"), *FLOWS]
+    done = subprocess.run(
+        command, env={**environment, "HOME": str(home)}, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_the_page_of_a_flow_shows_its_form_under_a_name_of_its_own(seen, name):
+    flow = seen["flows"][name]
+    assert flow["name"] == name
+    assert flow["description"]
+    group = flow["schema"]["properties"]["parameters"]
+    assert group["title"].lower() != "parameters"
+    assert group["default"] == {}
+    assert flow["schema"]["required"] == []
+    form = flow["schema"]["definitions"][group["$ref"].rsplit("/", 1)[-1]]
+    assert form["additionalProperties"] is False
+    assert form["description"]
+    assert form["properties"]["target"]["title"] == "Dataset"
+
+
+def test_only_training_is_tried_again(seen):
+    tried = {step for step, retries in seen["retries"].items() if retries}
+    assert tried == {"pretrain: train", "finetune: train"}
+
+
+def test_training_is_tried_again_after_a_stop_and_not_after_an_error(seen):
+    assert seen["again"] == {"Preempted": True, "TrainingError": False, "OSError": False}
+
+
+def test_forms_and_deployments_are_imported_without_prefect(seen):
+    assert seen["light"]

@@ -152,13 +152,22 @@ class PrefectServer:
         """GET, or POST with a body, under /api."""
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(f"{self.page}/api/{path}", data, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return json.load(answer)
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        until = time.monotonic() + 15
+        while True:
+            try:
+                with opener.open(request, timeout=30) as answer:
+                    return json.load(answer)
+            except urllib.error.HTTPError as error:
+                # Its database is busy: Prefect's own client asks again too.
+                if error.code != 503 or time.monotonic() > until:
+                    raise
+                time.sleep(0.5)
 
     def ready(self) -> bool:
         try:
             return self.ask("health") is True
-        except (OSError, urllib.error.HTTPError):
+        except OSError:
             return False
 
     def command(self, *words: Any, seconds: float = 120) -> subprocess.CompletedProcess:

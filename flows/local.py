@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from flows.local_server import LocalServer
+from flows.local_server import HOST, LocalServer
 
 Listener = Callable[[dict[str, Any]], None]
 _listener: Listener | None = None
@@ -89,6 +89,8 @@ def _serve() -> LocalServer | None:
     home.mkdir(parents=True, exist_ok=True)
     server = LocalServer(home)
     os.environ["PREFECT_API_URL"] = f"{server.address}/api"
+    direct = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")  # a proxy has no way to this machine's loopback
+    os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(filter(None, [direct, HOST]))
     os.environ.setdefault("PREFECT_UI_URL", PAGE)
     atexit.register(server.stop)  # after Prefect, which registers itself later and has things to send until then
     return server

@@ -78,7 +78,7 @@ def kept(machine, repaired) -> list[str]:
 
 @pytest.fixture(scope="module")
 def refused(machine, mini_h5ad, kept) -> Run:
-    """`bmfm run` on values that were normalised already; MLflow answers again."""
+    """`bmfm run` on values that were normalised already, behind a proxy; MLflow answers again."""
     import anndata
     import numpy as np
 
@@ -87,7 +87,7 @@ def refused(machine, mini_h5ad, kept) -> Run:
     file = machine.folder / "normalised.h5ad"
     cells.write_h5ad(file)
     options = ["--json", "--workspace", machine.workspace]
-    return Run(machine.run("bmfm", "run", file, "label=celltype", *options))
+    return Run(machine.run("bmfm", "run", file, "label=celltype", *options, http_proxy=DEAD, HTTP_PROXY=DEAD))
 
 
 def rows(machine, query: str) -> list[sqlite3.Row]:

@@ -66,10 +66,13 @@ def test_a_server_of_our_own_is_the_one_that_prefect_asks(environment, tmp_path,
             """Nothing was started."""
 
     monkeypatch.setattr(local, "LocalServer", Stub)
+    environment.pop("no_proxy", None)
+    environment["NO_PROXY"] = "example.org"
     local.prepare(tmp_path)
     assert local._serve().home == tmp_path / "prefect"
     assert environment["PREFECT_API_URL"] == "http://127.0.0.1:4321/api"
     assert environment["PREFECT_UI_URL"] == "http://127.0.0.1:4200"  # where `bmfm ui` shows it later
+    assert environment["no_proxy"] == environment["NO_PROXY"] == "example.org,127.0.0.1"
 
 
 def test_a_server_ends_when_the_process_that_started_it_is_gone(environment):

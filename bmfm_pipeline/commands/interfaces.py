@@ -10,12 +10,14 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from urllib.request import ProxyHandler, build_opener
 
 from bmfm_pipeline.errors import PipelineError
 from bmfm_pipeline.storage import Workspace
 from bmfm_pipeline.tracking import is_http, serving_command, tracking_uri
 
 HOST = "127.0.0.1"
+HEALTH = {"Prefect": "/api/health", "MLflow": "/health"}
 # MLflow's server would start a dozen processes for jobs that nothing here asks for.
 QUIET_MLFLOW = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
 
@@ -40,7 +42,7 @@ def ui(arguments: argparse.Namespace) -> dict[str, Any]:
             else:
                 servers[name] = Server(serving_command(store, HOST, port), QUIET_MLFLOW, state / "ui-mlflow.log")
         for name, server in servers.items():
-            server.wait_for(ports[name])
+            server.wait_for(name, ports[name])
             print(f"{name:<8} http://{HOST}:{ports[name]}", flush=True)
         print(f"Ctrl-C stops {'both' if len(servers) > 1 else 'it'}", flush=True)
         while all(server.process.poll() is None for server in servers.values()):
@@ -67,17 +69,18 @@ class Server:
         lines = self.log.read_text(errors="replace").strip().splitlines()
         return f"a server ended by itself (exit code {self.process.returncode}): {lines[-1] if lines else ''} (all in {self.log})"
 
-    def wait_for(self, port: int, seconds: float = 120) -> None:
-        """Return when it answers; PipelineError when it ends or stays silent."""
+    def wait_for(self, name: str, port: int, seconds: float = 120) -> None:
+        """Return when its page can be opened; PipelineError when it ends or stays silent."""
+        opener = build_opener(ProxyHandler({}))  # a proxy has no way to this machine's loopback
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             if self.process.poll() is not None:
                 raise PipelineError(self.ended())
-            with socket.socket() as probe:
-                probe.settimeout(1)
-                if probe.connect_ex((HOST, port)) == 0:
-                    return
-            time.sleep(0.3)
+            try:
+                opener.open(f"http://{HOST}:{port}{HEALTH[name]}", timeout=10).close()
+                return
+            except OSError:  # URLError and HTTPError too: not listening yet, or listening and not ready
+                time.sleep(0.3)
         raise PipelineError(f"no answer on port {port} within {seconds:.0f} s; see {self.log}")
 
     def stop(self) -> None:

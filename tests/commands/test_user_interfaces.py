@@ -41,9 +41,10 @@ def test_both_pages_answer_and_end_together():
                 assert answer.status == 200
         children = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 0
+        assert process.wait(60) == 0
     finally:
-        process.kill()
+        for one in [*psutil.Process(process.pid).children(recursive=True), process] if process.poll() is None else []:
+            one.kill()
     _, alive = psutil.wait_procs(children, timeout=15)
     assert not alive
 

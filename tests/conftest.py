@@ -1,6 +1,7 @@
 """Fixtures shared by all tests: golden vectors and real data where the environment offers them, and the demonstration cells."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,10 @@ import pytest
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+# Started in the background, tests inherit an ignored Ctrl-C, and so would every process that they start and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SKIPPED_FOR_DATA: dict[str, int] = {}
 

@@ -80,16 +80,21 @@ class ProgressPage:
         done = _fraction(event)
         if done is None:
             return
-        now = time.monotonic()
-        if now - self._updated < UPDATE_SECONDS and done < 1.0:
+        if time.monotonic() - self._updated < UPDATE_SECONDS and done < 1.0:
             return
-        self._updated = now
         percent, text = min(100.0, max(0.0, 100 * done)), _describe(event)
+        try:
+            self._show(percent, text)
+        except Exception as error:  # a server that is away for a while must not end a training of days
+            get_run_logger().warning("Prefect's server does not take the progress (%s); the work goes on", error)
+        self._updated = time.monotonic()
+        get_run_logger().info("%3.0f %%  %s", percent, text)
+
+    def _show(self, percent: float, text: str) -> None:
         if self._artifact is None:
             self._artifact = create_progress_artifact(progress=percent, key=self._key, description=text)
         else:
             update_progress_artifact(self._artifact, progress=percent, description=text)
-        get_run_logger().info("%3.0f %%  %s", percent, text)
 
 
 def _fraction(event: dict[str, Any]) -> float | None:

@@ -5,8 +5,16 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
-
+DRIVER = shutil.which("chromedriver")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(
+        not (DRIVER and CHROMIUM),
+        reason="no Chromium with chromedriver; install both with `apt-get install chromium chromium-driver`",
+    ),
+]
 FLAGS = (
     "--headless=new --no-sandbox --disable-gpu --disable-quic --disable-dev-shm-usage --no-first-run --disable-sync "
     "--disable-background-networking --disable-component-update --window-size=1400,2400"
@@ -15,18 +23,14 @@ FLAGS = (
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory, server):
-    driver = shutil.which("chromedriver")
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if not (driver and chromium):
-        pytest.skip("no Chromium with chromedriver; install both with `apt-get install chromium chromium-driver`")
     from selenium import webdriver
 
     options = webdriver.ChromeOptions()
-    options.binary_location = chromium
+    options.binary_location = CHROMIUM
     for flag in [*FLAGS.split(), f"--user-data-dir={tmp_path_factory.mktemp('browser')}"]:
         options.add_argument(flag)
     # In the environment of the server's machine, so that nothing of it can be left behind.
-    service = webdriver.ChromeService(driver, env=server.machine.environment)
+    service = webdriver.ChromeService(DRIVER, env=server.machine.environment)
     opened = webdriver.Chrome(options=options, service=service)
     try:
         yield opened

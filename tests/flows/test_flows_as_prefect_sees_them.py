@@ -9,7 +9,7 @@ import pytest
 
 FLOWS = ("preprocess", "pretrain", "finetune", "evaluate", "pipeline")
 QUESTION = """
-import importlib, json, sys
+import importlib, json, logging, sys
 from flows import deployments, local, parameters
 light = "prefect" not in sys.modules
 local.prepare(sys.argv[1])
@@ -27,6 +27,21 @@ for stage, steps in STEPS.items():
     answer["retries"] |= {f"{stage}: {step}": step_task(stage, step).retries for step in steps}
 for error in (Preempted("stopped"), TrainingError("broken"), OSError("full")):
     answer["again"][type(error).__name__] = _was_preempted(None, None, Failed(data=error))
+
+def away(**artifact):
+    raise OSError("server away")
+
+from flows import pages
+said, relayed = [], []
+pages.create_progress_artifact = away
+log = logging.getLogger("run")
+log.addFilter(lambda record: said.append(record.getMessage()))
+log.setLevel(logging.INFO)
+pages.get_run_logger = lambda: log
+page = pages.ProgressPage("pretrain-train-progress", relayed.append)
+for event in ({"kind": "note", "message": "begun"}, {"kind": "progress", "step": 3, "max_steps": 4, "loss": 0.5}):
+    page(event)
+answer["away"] = {"said": said, "relayed": [event["kind"] for event in relayed]}
 print(json.dumps(answer))
 """
 
@@ -65,6 +80,14 @@ def test_only_training_is_tried_again(seen):
 
 def test_training_is_tried_again_after_a_stop_and_not_after_an_error(seen):
     assert seen["again"] == {"Preempted": True, "TrainingError": False, "OSError": False}
+
+
+def test_a_server_that_is_away_does_not_end_the_work_whose_progress_it_should_show(seen):
+    assert seen["away"]["relayed"] == ["note", "progress"]
+    begun, warned, line = seen["away"]["said"]
+    assert begun == "begun"
+    assert warned == "Prefect's server does not take the progress (server away); the work goes on"
+    assert line == " 75 %  step 3, max_steps 4, loss 0.5"
 
 
 def test_forms_and_deployments_are_imported_without_prefect(seen):

@@ -203,7 +203,8 @@ class PipelineParameters(FlowParameters):
     pools: bool = Field(
         False,
         title="One worker per stage",
-        description="Start each stage as its own deployment, on the pool it belongs to, instead of all in this process.",
+        description="Start each stage as its own deployment, on the pool it belongs to, instead of all in this process. "
+        "The pipeline's own run keeps its place meanwhile, so the worker must have room for one more.",
     )
 
 

@@ -47,7 +47,10 @@ def start_tracking(job: Job) -> None:
     )
     tracker.log_config(job.config)
     for role, entry in job.inputs.items():
-        tracker.log_dataset(f"{job.name}-{role}", entry["id"], source=entry["uri"], context=role)
+        if role in ("source", "data"):
+            tracker.log_dataset(job.name, entry["id"], source=entry["uri"], context=role)
+        else:
+            tracker.set_tags({f"bmfm.input.{role}": entry["uri"], f"bmfm.input.{role}.hash": entry["id"]})
     write_json_atomic(job.run_dir / "mlflow.json", {"run_id": tracker.run_id})
     _open[job.key] = tracker
 

@@ -95,7 +95,9 @@ class StageTracker:
     def __exit__(self, kind, error, trace) -> None:
         if kind is None:
             self.end("FINISHED")
-        elif issubclass(kind, KeyboardInterrupt | SystemExit | Preempted | GeneratorExit):
+        elif issubclass(kind, Preempted) or not issubclass(
+            kind, Exception
+        ):  # Ctrl-C, and what a scheduler stops a run with
             self.end("KILLED")
         else:
             self.set_tags({"bmfm.error": f"{kind.__name__}: {error}"[:2000]})

@@ -124,7 +124,7 @@ def test_a_stored_chain_gives_new_cells_the_same_values(make_h5ad, tmp_path, ste
 
     path = make_h5ad(counts_of())
     chain, _, result = run(path, steps, tmp_path / "out.h5ad")
-    restored = Chain.from_json(json.loads(json.dumps(chain.fitted_json(), allow_nan=False)))
+    restored = Chain.from_json(json.loads(json.dumps(chain.to_json(), allow_nan=False)))
     given = anndata.read_h5ad(path)
     applied = restored.apply_to_cells(given.X, given.var_names.tolist())
     assert applied.gene_names == result.var_names.tolist()
@@ -186,7 +186,7 @@ def test_genes_renamed_by_a_column_a_file_and_upper_case(make_h5ad, tmp_path):
     )
     assert result.var_names.tolist() == ["A", "B"]
     assert report.steps[1].genes == 2 and report.steps[1].counts < report.steps[0].counts
-    applied = Chain.from_json(chain.fitted_json()).apply_to_cells(
+    applied = Chain.from_json(chain.to_json()).apply_to_cells(
         sparse.csr_matrix(np.ones((1, 2), np.float32)), ["ENSG2", "ENSG9"]
     )
     assert applied.gene_names == ["B"]

@@ -274,10 +274,6 @@ class Chain:
             reasons[row] = "holds negative, NaN or infinite values"
         return AppliedCells(values, kept, reasons)
 
-    def fitted_json(self) -> list[dict[str, Any]]:
-        """The same as `to_json`."""
-        return self.to_json()
-
     def to_json(self) -> list[dict[str, Any]]:
         """The chain with what it fitted, as plain values."""
         return [

@@ -1,9 +1,11 @@
 """The end of a run in a person's words, and as the JSON object that programs read."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 from bmfm_pipeline.storage import Artefact, Workspace, load_artefact, read_json
+from bmfm_pipeline.tracking import is_http
 
 
 def outcome(workspace: Workspace, stages: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -42,11 +44,9 @@ def describe(found: dict[str, Any]) -> str:
 
 def where_to_look(workspace: Workspace) -> str:
     """How to open the pages of Prefect and MLflow on what this run left."""
-    import os
-
     chosen = os.environ.get("MLFLOW_TRACKING_URI", "")
     option = "" if os.environ.get("BMFM_WORKSPACE", "workspace") == "workspace" else f" --workspace {workspace.uri}"
     lines = [f"pages       bmfm ui{option}    (Prefect at http://127.0.0.1:4200, MLflow at http://127.0.0.1:5000)"]
-    if chosen.startswith("http"):
+    if is_http(chosen):
         lines.append(f"MLflow      {chosen}")
     return "\n".join(lines)

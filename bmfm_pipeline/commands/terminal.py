@@ -6,7 +6,6 @@ import time
 from typing import Any
 
 LINE_EVERY = 15.0  # seconds between plain progress lines
-SHOWN_STEPS = {"publish": False, "prepare": False}
 
 
 class Terminal(logging.Handler):

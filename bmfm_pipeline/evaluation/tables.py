@@ -215,11 +215,13 @@ def _classification(
         truth,
         guesses.pop("model"),
         guesses,
-        resamples=settings.resamples,
-        level=settings.level,
-        seed=settings.seed,
-        groups=groups,
+        **_comparing(settings, groups),
     )
+
+
+def _comparing(settings: Settings, groups) -> dict[str, Any]:
+    """How differences to the controls are resampled."""
+    return {"resamples": settings.resamples, "level": settings.level, "seed": settings.seed, "groups": groups}
 
 
 def _by_class(
@@ -269,10 +271,7 @@ def _regression(
         truth,
         guesses.pop("model"),
         guesses,
-        resamples=settings.resamples,
-        level=settings.level,
-        seed=settings.seed,
-        groups=groups,
+        **_comparing(settings, groups),
     )
 
 

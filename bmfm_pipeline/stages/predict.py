@@ -182,13 +182,8 @@ class _Writing:
     """Predicts chunk by chunk and writes as it goes: memory does not grow with the number of cells."""
 
     def __init__(self, folder: Path, predictor: Predictor, source, network, batch_size: int | None, pooling: Any):
-        self.folder, self.predictor, self.source, self.network, self.pooling = (
-            folder,
-            predictor,
-            source,
-            network,
-            pooling,
-        )
+        self.folder, self.predictor, self.source = folder, predictor, source
+        self.network, self.pooling = network, pooling
         self.batch_size = batch_size or predictor.run.data_module.batch_size
 
     def run(self, on_progress: Progress) -> dict[str, int]:

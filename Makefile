@@ -24,11 +24,13 @@ lint: venv
 	$(BIN)/ruff format -q --check .
 	$(BIN)/lint-imports --no-cache > /dev/null || { $(BIN)/lint-imports --no-cache; exit 1; }
 
+# Processes that run tests side by side: much of the suite waits for servers. A server is started once, a module runs in one process.
+TEST_PROCESSES ?= 2
 test: lint
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --dist loadgroup --no-loadscope-reorder
 
 bench: venv
-	@for script in $(filter-out %/measuring.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
+	@for script in $(filter-out %/measuring.py %/processed.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
 
 # Transitive versions, without torch: its CPU and CUDA builds carry different local versions.
 lock: venv

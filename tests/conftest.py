@@ -1,4 +1,7 @@
-"""Fixtures shared by all tests: golden vectors and real data where the environment offers them, and the demonstration cells."""
+"""Fixtures shared by all tests: golden vectors and real data where the environment offers them, and the demonstration cells.
+
+Two processes run the tests side by side (pytest-xdist): a module stays in one of them, and modules that share a server too.
+"""
 
 import os
 import signal
@@ -14,13 +17,38 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-SKIPPED_FOR_DATA: dict[str, int] = {}
+DATA_VARIABLES = ("BMFM_GOLDEN_DIR", "BMFM_DATA_DIR", "BMFM_SEED_FILE")
+# The longest first, so that no process is left alone with them at the end.
+LONGEST = (
+    "tests/e2e/test_prefect_server",
+    "tests/e2e",
+    "tests/docs",
+    "tests/flows",
+    "tests/commands",
+    "tests/training",
+)
+# Modules that use the one Prefect server with its workers.
+ON_THE_SERVER = ("test_prefect_server.py", "test_server_pages.py")
+
+if os.environ.get("PYTEST_XDIST_WORKER"):
+    # Threads of processes that run side by side would wait for each other at every step.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_collection_modifyitems(config, items):
+    def place(item) -> int:
+        return next((rank for rank, start in enumerate(LONGEST) if item.nodeid.startswith(start)), len(LONGEST))
+
+    if config.getoption("numprocesses", None) is not None or os.environ.get("PYTEST_XDIST_WORKER"):
+        for item in items:
+            group = "server" if item.path.name in ON_THE_SERVER else item.nodeid.split("::")[0]
+            item.add_marker(pytest.mark.xdist_group(group))
+        items.sort(key=lambda item: place(item) if item.path.name not in ON_THE_SERVER else 0)
 
 
 def _folder(variable: str, what: str) -> Path:
     folder = os.environ.get(variable)
     if not folder or not Path(folder).is_dir():
-        SKIPPED_FOR_DATA[variable] = SKIPPED_FOR_DATA.get(variable, 0) + 1
         pytest.skip(f"{what}: ${variable} is not set to a folder")
     return Path(folder)
 
@@ -45,17 +73,49 @@ def mini_h5ad(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def s3_server():
+    """A real S3 server on loopback."""
+    from s3_server import S3Server
+
+    server = S3Server()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_server, monkeypatch):
+    """An empty bucket on it, with the environment that leads there."""
+    from s3_server import Bucket
+
+    return Bucket(s3_server, monkeypatch)
+
+
 @pytest.fixture(autouse=True)
 def _own_places(tmp_path, monkeypatch):
     """No test writes a workspace, MLflow store or Prefect home outside its own folder."""
     monkeypatch.setenv("BMFM_WORKSPACE", str(tmp_path / "workspace"))
     monkeypatch.delenv("BMFM_STATE", raising=False)
+    monkeypatch.setenv("BMFM_DATA_HOME", str(tmp_path / "data-home"))
+    monkeypatch.delenv("BMFM_DATASETS", raising=False)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("BMFM_CACHE_DIR", str(tmp_path / "cache"))
     for variable in [name for name in os.environ if name.startswith("BMFM_TARGETS_")]:
         monkeypatch.delenv(variable)
 
 
+@pytest.fixture
+def say(record_property):
+    """Say a line in the summary at the end, from whichever process the test runs in."""
+    return lambda line: record_property("said", line)
+
+
 def pytest_terminal_summary(terminalreporter):
-    for variable, fixtures in SKIPPED_FOR_DATA.items():
-        count = sum(variable in str(report.longrepr) for report in terminalreporter.stats.get("skipped", []))
-        terminalreporter.write_line(f"{count} tests skipped because ${variable} is not set ({fixtures} fixture)")
+    for report in terminalreporter.stats.get("passed", []):
+        for line in [text for name, text in report.user_properties if name == "said"]:
+            terminalreporter.write_line(line)
+    for variable in DATA_VARIABLES:
+        if count := sum(
+            f"${variable} is not set" in str(report.longrepr) for report in terminalreporter.stats.get("skipped", [])
+        ):
+            terminalreporter.write_line(f"{count} tests skipped because ${variable} is not set")

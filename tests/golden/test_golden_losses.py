@@ -90,7 +90,7 @@ def evaluate(entry: dict, scores: torch.Tensor, target: torch.Tensor, token_valu
     return value, scores.grad
 
 
-def test_every_single_loss(suites):
+def test_every_single_loss(suites, say):
     checked = faults = 0
     for expected, logits, labels in suites:
         token_values = [np.nan if value is None else value for value in expected["token_values"]]
@@ -121,7 +121,7 @@ def test_every_single_loss(suites):
             else:
                 assert torch.isfinite(gradient).all(), what
             checked += 1
-    print(f"golden losses: {checked} values with gradients checked, {faults} marked faults answered correctly instead")
+    say(f"golden losses: {checked} values with gradients checked, {faults} marked faults answered correctly instead")
     assert checked > 100
 
 
@@ -145,7 +145,7 @@ def total_labels(case: dict, labels: dict) -> dict:
     return chosen
 
 
-def test_every_total(suites):
+def test_every_total(suites, say):
     checked = 0
     for expected, logits, labels in suites:
         token_values = [np.nan if value is None else value for value in expected["token_values"]]
@@ -182,7 +182,7 @@ def test_every_total(suites):
             pooled = objectives.pool(result.sums, result.counts)
             assert pooled == pytest.approx(got, rel=REL, abs=ABS)
             checked += 1
-    print(f"golden losses: {checked} weighted totals checked")
+    say(f"golden losses: {checked} weighted totals checked")
 
 
 def test_folder_is_covered(golden_dir):

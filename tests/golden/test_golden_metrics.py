@@ -68,7 +68,7 @@ def case_arrays(inputs, key):
     return inputs[f"{stem}__labels"], inputs[f"{stem}__logits"]
 
 
-def test_class_scores_of_stored_predictions(scores, inputs):
+def test_class_scores_of_stored_predictions(scores, inputs, say):
     checked = 0
     for key in class_cases(scores):
         labels, logits = case_arrays(inputs, key)
@@ -89,11 +89,11 @@ def test_class_scores_of_stored_predictions(scores, inputs):
                 y_pred = probabilities if base == "auprc" else guess
                 assert Metric(NAMES.get(base, base), truth, y_pred).value() == near(expected), (key, name)
             checked += 1
-    print(f"golden metrics: {checked} class scores checked")
+    say(f"golden metrics: {checked} class scores checked")
     assert checked > 20
 
 
-def test_class_scores_of_running_metrics_fed_in_three_pieces(scores, inputs):
+def test_class_scores_of_running_metrics_fed_in_three_pieces(scores, inputs, say):
     checked = 0
     for key in class_cases(scores):
         labels, logits = (torch.from_numpy(array) for array in case_arrays(inputs, key))
@@ -107,11 +107,11 @@ def test_class_scores_of_running_metrics_fed_in_three_pieces(scores, inputs):
             value = running.matrices()["x"].tolist() if name == "confusion_matrix" else found[f"x_{name}"]
             assert np.array(value) == near(np.array(scores[key][name])), (key, name)
             checked += 1
-    print(f"golden metrics: {checked} running class scores checked")
+    say(f"golden metrics: {checked} running class scores checked")
     assert checked > 20
 
 
-def test_regression_scores(scores, inputs):
+def test_regression_scores(scores, inputs, say):
     expected = scores["reg"]
     truth, guess, ignored = (inputs[f"reg__{name}"] for name in ("labels", "predictions", "labels_with_ignored"))
     for name in ("mse", "mae", "pcc"):
@@ -128,7 +128,7 @@ def test_regression_scores(scores, inputs):
             # Where the vectors took -100 as a number, ours are the scores of the cells that have a label.
             value = expected[name] if not ending else Metric(name, labels[known], guess[known]).value()
             assert found[f"x_{name}"] == near(value), (name, ending)
-    print("golden metrics: 3 regression scores checked, 3 marked faults answered correctly instead")
+    say("golden metrics: 3 regression scores checked, 3 marked faults answered correctly instead")
 
 
 def test_multilabel_scores(scores, inputs):
@@ -146,7 +146,7 @@ def test_multilabel_scores(scores, inputs):
     assert found == {name: near(value) for name, value in expected.items()}
 
 
-def test_every_confidence_interval(folder):
+def test_every_confidence_interval(folder, say):
     cases = json.loads((folder / "confidence_intervals.json").read_text())
     corrected = 0
     for case in cases:
@@ -157,7 +157,7 @@ def test_every_confidence_interval(folder):
             what = (case["case"], case["method"])
             assert found is None if bound is None else found == near(bound), what
         assert np.mean(case["data"]) == near(expected["mean"])
-    print(f"golden metrics: {len(cases)} intervals checked, {corrected} of them against the corrected formula")
+    say(f"golden metrics: {len(cases)} intervals checked, {corrected} of them against the corrected formula")
     assert len(cases) > 10
 
 
@@ -178,10 +178,10 @@ def test_resampled_scores_and_their_intervals(folder):
     assert own.n == len(truth)
 
 
-def test_what_is_not_read_is_said(folder):
+def test_what_is_not_read_is_said(folder, say):
     known = {"README.md", "expected.json", "inputs.npz", "confidence_intervals.json"}
     known |= {"bootstrap_expected.json", "bootstrap_inputs.npz"}
     files = {path.name for path in folder.iterdir()}
     elsewhere = {name for name in files if name.startswith(ELSEWHERE)}
-    print(f"golden metrics: {len(elsewhere)} files of perturbation scores are not read here")
+    say(f"golden metrics: {len(elsewhere)} files of perturbation scores are not read here")
     assert files - elsewhere == known

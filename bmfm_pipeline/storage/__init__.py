@@ -1,7 +1,9 @@
 """URIs, content hashes, atomic publishing of artefacts: the ground floor, and the only room that knows s3."""
 
 from bmfm_pipeline.storage.artefact import Artefact, find_artefact, list_artefacts, load_artefact, publish
+from bmfm_pipeline.storage.cache import localise, release_copies
 from bmfm_pipeline.storage.code import code_version
+from bmfm_pipeline.storage.failures import RemoteError
 from bmfm_pipeline.storage.files import (
     check_room,
     copy_atomic,
@@ -11,20 +13,26 @@ from bmfm_pipeline.storage.files import (
     write_text_atomic,
 )
 from bmfm_pipeline.storage.hashing import ContentMemo, content_hash, hash_bytes, hash_file, hash_json
-from bmfm_pipeline.storage.locks import exclusive
-from bmfm_pipeline.storage.uris import is_remote, join_uri, localise, strip_userinfo
+from bmfm_pipeline.storage.locks import exclusive, exclusive_file
+from bmfm_pipeline.storage.placing import other_content, place_copy, same_content
+from bmfm_pipeline.storage.remote import attempt, exists, open_zarr
+from bmfm_pipeline.storage.uris import is_remote, join_uri, local_path, strip_userinfo
 from bmfm_pipeline.storage.workspace import Workspace
 
 __all__ = [
     "Artefact",
     "ContentMemo",
+    "RemoteError",
     "Workspace",
+    "attempt",
     "check_room",
     "code_version",
     "content_hash",
     "copy_atomic",
     "disk_errors",
     "exclusive",
+    "exclusive_file",
+    "exists",
     "find_artefact",
     "hash_bytes",
     "hash_file",
@@ -33,9 +41,15 @@ __all__ = [
     "join_uri",
     "list_artefacts",
     "load_artefact",
+    "local_path",
     "localise",
+    "open_zarr",
+    "other_content",
+    "place_copy",
     "publish",
     "read_json",
+    "release_copies",
+    "same_content",
     "strip_userinfo",
     "write_json_atomic",
     "write_text_atomic",

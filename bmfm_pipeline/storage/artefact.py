@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from bmfm_pipeline.errors import StorageError
+from bmfm_pipeline.storage import remote
+from bmfm_pipeline.storage.cache import MANIFEST, adopt, localise
+from bmfm_pipeline.storage.failures import RemoteError
 from bmfm_pipeline.storage.files import disk_errors, fsync_folder, read_json, write_json_atomic
 from bmfm_pipeline.storage.hashing import ContentMemo, hash_bytes
-from bmfm_pipeline.storage.uris import filesystem, is_remote, join_uri, local_path, localise
+from bmfm_pipeline.storage.uris import is_remote, join_uri, local_path
 from bmfm_pipeline.storage.workspace import Workspace
-
-MANIFEST = "artefact.json"
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,13 @@ class Artefact:
         """Hash of the content: two builds of one key may be compared by it."""
         return hash_bytes(json.dumps({name: entry["sha256"] for name, entry in sorted(self.files.items())}).encode())
 
-    def local(self, cache: Path | None = None) -> Path:
-        """The directory on this machine, downloaded under `cache` when it is remote."""
-        return localise(self.uri, cache or Path.home() / ".cache" / "bmfm")
+    def local(self) -> Path:
+        """The directory on this machine: a checked, read-only copy in the cache when it is remote."""
+        return localise(self.uri)
+
+    def local_file(self, name: str) -> Path:
+        """One of its files on this machine; of a remote artefact only this one is fetched."""
+        return localise(self.file(name), self.files[name]["sha256"] if name in self.files else None)
 
     def file(self, name: str) -> str:
         return join_uri(self.uri, name)
@@ -81,17 +86,15 @@ def publish(
             summary=summary or {},
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         )
-        write_json_atomic(
-            staging / MANIFEST, {name: value for name, value in asdict(artefact).items() if name != "uri"}
-        )
-        if workspace.remote:
-            _upload(staging, uri, files)
+        existing = find_artefact(workspace, stage, key)
+        if existing is not None:
             shutil.rmtree(staging)
+            return existing
+        if workspace.remote:
+            _upload(staging, artefact)
+            adopt(staging, uri)
         else:
-            existing = find_artefact(workspace, stage, key)
-            if existing is not None:
-                shutil.rmtree(staging)
-                return existing
+            _write_manifest(staging, artefact)
             _rename_into_place(staging, Path(uri))
     return artefact
 
@@ -113,14 +116,22 @@ def _rename_into_place(staging: Path, target: Path) -> None:
     fsync_folder(target.parent)
 
 
-def _upload(staging: Path, uri: str, files: dict[str, Any]) -> None:
-    fs, path = filesystem(uri)
-    try:
-        for name in files:
-            fs.put_file(str(staging / name), f"{path}/{name}")
-        fs.put_file(str(staging / MANIFEST), f"{path}/{MANIFEST}")
-    except Exception as error:
-        raise StorageError(f"{uri}: upload failed: {error}") from error
+def _write_manifest(folder: Path, artefact: Artefact) -> None:
+    write_json_atomic(folder / MANIFEST, {name: value for name, value in asdict(artefact).items() if name != "uri"})
+
+
+def _upload(staging: Path, artefact: Artefact) -> None:
+    """Files first, the manifest last; it notes the ETag of each, by which a file that was replaced is found out."""
+    remote.remove(artefact.file(MANIFEST))  # that of a damaged artefact: no reader may take old words for new files
+    for name in artefact.files:
+        remote.upload(staging / name, artefact.file(name))
+    arrived = {item.name: item for item in remote.objects_at(artefact.uri)} if artefact.files else {}
+    for name, entry in artefact.files.items():
+        if name not in arrived or arrived[name].size != entry["bytes"]:
+            raise RemoteError(f"{artefact.file(name)}: did not arrive whole; run the same command again")
+        entry["etag"] = arrived[name].etag
+    _write_manifest(staging, artefact)
+    remote.upload(staging / MANIFEST, artefact.file(MANIFEST))
 
 
 def load_artefact(uri: str) -> Artefact:
@@ -133,30 +144,40 @@ def load_artefact(uri: str) -> Artefact:
 
 def _read_manifest(uri: str) -> dict[str, Any] | None:
     if is_remote(uri):
-        fs, path = filesystem(uri)
+        data = remote.read_bytes(join_uri(uri, MANIFEST))
         try:
-            return json.loads(fs.cat_file(f"{path}/{MANIFEST}"))
-        except FileNotFoundError:
-            return None
+            return None if data is None else json.loads(data)
+        except ValueError as error:
+            raise StorageError(f"{join_uri(uri, MANIFEST)}: not valid JSON ({error})") from error
     path = local_path(uri) / MANIFEST
     return read_json(path) if path.exists() else None
 
 
 def find_artefact(workspace: Workspace, stage: str, key: str) -> Artefact | None:
-    """The valid artefact (stage, key), or None when it is absent, incomplete or its bytes are not those of its manifest."""
+    """The valid artefact (stage, key), or None when it is absent, incomplete or its bytes are not those of its manifest.
+
+    Raises RemoteError when the workspace cannot be reached: what cannot be seen is not taken for absent.
+    """
     uri = workspace.artefact_uri(stage, key)
     try:
         artefact = load_artefact(uri)
         return artefact if _is_whole(artefact, workspace.memo) else None
+    except RemoteError:
+        raise
     except (StorageError, TypeError):
         return None
 
 
 def _is_whole(artefact: Artefact, memo: ContentMemo) -> bool:
     if is_remote(artefact.uri):
-        fs, path = filesystem(artefact.uri)
-        sizes = {file[len(path) :].lstrip("/"): fs.info(file)["size"] for file in fs.find(path)}
-        return all(sizes.get(name) == entry["bytes"] for name, entry in artefact.files.items())
+        there = {item.name: item for item in remote.objects_at(artefact.uri)}
+        if any(name not in there or there[name].size != entry["bytes"] for name, entry in artefact.files.items()):
+            return False
+        if any(there[name].etag != entry.get("etag") for name, entry in artefact.files.items()):
+            localise(
+                artefact.uri
+            )  # copied by other means, or replaced: fetching it compares every file with its sha256
+        return True
     folder = Path(artefact.uri)
     for name, entry in artefact.files.items():
         file = folder / name
@@ -168,8 +189,7 @@ def _is_whole(artefact: Artefact, memo: ContentMemo) -> bool:
 def list_artefacts(workspace: Workspace, stage: str) -> list[Artefact]:
     """All artefacts of a stage, newest first; unreadable ones are left out."""
     if workspace.remote:
-        fs, path = filesystem(join_uri(workspace.uri, "artefacts", stage))
-        names = [entry.rsplit("/", 1)[-1] for entry in (fs.ls(path, detail=False) if fs.exists(path) else [])]
+        names = remote.folder_names(join_uri(workspace.uri, "artefacts", stage))
     else:
         folder = Path(workspace.uri) / "artefacts" / stage
         names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
@@ -177,6 +197,8 @@ def list_artefacts(workspace: Workspace, stage: str) -> list[Artefact]:
     for name in names:
         try:
             found.append(load_artefact(workspace.artefact_uri(stage, name)))
+        except RemoteError:
+            raise
         except (StorageError, TypeError):
             continue
     return sorted(found, key=lambda artefact: artefact.created, reverse=True)

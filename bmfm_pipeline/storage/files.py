@@ -16,26 +16,29 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @contextlib.contextmanager
-def disk_errors(path: str | os.PathLike) -> Iterator[None]:
-    """Turn a full disk, a quota, a file size limit or missing permission into a StorageError that names the path."""
+def disk_errors(path: str | os.PathLike, elsewhere: str = "--workspace") -> Iterator[None]:
+    """Turn a full disk, a quota, a file size limit or missing permission into a StorageError that names the path.
+
+    elsewhere: what names another place.
+    """
     try:
         yield
     except OSError as error:
         if error.errno in _FULL:
             raise StorageError(
                 f"{path}: the disk is full or a file size limit was reached ({error.strerror}); nothing was published. "
-                "Free space, or choose another place with --workspace, and run the same command again: finished stages are reused."
+                f"Free space, or choose another place with {elsewhere}, and run the same command again: finished stages are reused."
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
             raise StorageError(
-                f"{path}: not writable ({error.strerror}); choose another place with --workspace"
+                f"{path}: not writable ({error.strerror}); choose another place with {elsewhere}"
             ) from error
         raise
 
 
-def check_room(folder: Path, size: int) -> None:
+def check_room(folder: Path, size: int, elsewhere: str = "--workspace") -> None:
     """StorageError when `size` bytes cannot be written below `folder`: known before the work, and before a library meets it."""
-    with disk_errors(folder):
+    with disk_errors(folder, elsewhere):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as stream:
             try:

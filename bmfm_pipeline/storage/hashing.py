@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from bmfm_pipeline.errors import StorageError
-from bmfm_pipeline.storage.uris import filesystem, is_remote, local_path, strip_userinfo
+from bmfm_pipeline.storage.remote import RemoteObject, objects_at, read_bytes
+from bmfm_pipeline.storage.uris import is_remote, local_path
 
 _BLOCK = 1 << 20
 
@@ -79,7 +80,7 @@ class ContentMemo:
 
 
 def content_hash(uri: str | Path, memo: ContentMemo | None = None) -> str:
-    """sha256 of a file's bytes, or of a folder's relative names and bytes. Remote files use their version or ETag, else their bytes."""
+    """sha256 of a file's bytes, or of a folder's relative names and bytes. Objects on s3 are told by ETag and size."""
     if is_remote(uri):
         return _remote_hash(str(uri))
     path = local_path(uri)
@@ -97,23 +98,13 @@ def content_hash(uri: str | Path, memo: ContentMemo | None = None) -> str:
 
 
 def _remote_hash(uri: str) -> str:
-    fs, path = filesystem(uri)
-    try:
-        if fs.isdir(path):
-            files = sorted(fs.find(path))
-            return hash_json({file[len(path) :]: _remote_file_hash(fs, file) for file in files})
-        return _remote_file_hash(fs, path)
-    except FileNotFoundError:
-        raise StorageError(f"{strip_userinfo(uri)}: does not exist") from None
+    objects = objects_at(uri)
+    if not objects[0].name:
+        return _remote_file_hash(objects[0])
+    return hash_json({item.name: _remote_file_hash(item) for item in objects})
 
 
-def _remote_file_hash(fs, path: str) -> str:
-    info = fs.info(path)
-    version = info.get("VersionId") or info.get("ETag")
-    if version:
-        return hash_json([str(version), info.get("size")])
-    digest = hashlib.sha256()
-    with fs.open(path, "rb") as stream:
-        while block := stream.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+def _remote_file_hash(item: RemoteObject) -> str:
+    if item.uri.startswith("s3://"):
+        return hash_json([item.etag, item.size])
+    return hash_bytes(read_bytes(item.uri) or b"")

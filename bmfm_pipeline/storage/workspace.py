@@ -6,6 +6,7 @@ from pathlib import Path
 
 from bmfm_pipeline.errors import StorageError
 from bmfm_pipeline.storage.hashing import ContentMemo
+from bmfm_pipeline.storage.remote import check_writable
 from bmfm_pipeline.storage.uris import is_remote, join_uri, local_path
 
 DEFAULT_WORKSPACE = "workspace"
@@ -48,6 +49,8 @@ class Workspace:
 
     def check_writable(self) -> None:
         """Fail before work starts, not after hours of it."""
+        if self.remote:
+            check_writable(self.uri)
         folders = [self.state_dir] if self.remote else [Path(self.uri), self.state_dir]
         for folder in folders:
             try:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,20 +13,23 @@ from bmfm_pipeline.errors import DataError
 # Ids 0 to 4 in every vocabulary, as published checkpoints of this family have them.
 SPECIAL_TOKENS = ("[UNK]", "[SEP]", "[PAD]", "[CLS]", "[MASK]")
 UNK, SEP, PAD, CLS, MASK = range(5)
-DEFAULT_VALUES = 50
 # Where a folder keeps its tokens, the most telling file first.
 FILES = ("tokenizer.json", "vocab.json", "vocab.txt")
+# All fields in one file, as older folders have them: {field: tokens in id order}.
+OLDER_FILE = "multifield_vocab.json"
 
 
 class Vocabulary:
     """Tokens of one field in id order; the first `n_special` of them are special.
 
-    `ids` maps whole words exactly (case matters); unknown ones become [UNK] = 0.
+    `ids` maps whole words exactly (case matters); unknown ones become [UNK] = 0. `subwords`: the tokens are pieces that words are cut
+    into by rules which are not kept here; see `SequenceTokenizer`.
     """
 
-    def __init__(self, tokens: Sequence[str], n_special: int = len(SPECIAL_TOKENS)):
+    def __init__(self, tokens: Sequence[str], n_special: int = len(SPECIAL_TOKENS), subwords: bool = False):
         self.tokens = list(tokens)
         self.n_special = n_special
+        self.subwords = subwords
         self._index = {token: index for index, token in enumerate(self.tokens)}
         if len(self._index) != len(self.tokens):
             seen: set[str] = set()
@@ -73,7 +76,11 @@ class Vocabulary:
         return hashlib.sha256("\n".join(self.tokens).encode()).hexdigest()
 
     def save(self, folder: Path) -> None:
-        """Write `folder` so that transformers' PreTrainedTokenizerFast opens it."""
+        """Write `folder` so that transformers' PreTrainedTokenizerFast opens it. Raises DataError for subwords."""
+        if self.subwords:
+            raise DataError(
+                f"{folder}: pieces of sequences cannot be saved without the rules that cut them; copy their folder"
+            )
         folder.mkdir(parents=True, exist_ok=True)
         special = [
             {
@@ -146,7 +153,7 @@ class Vocabulary:
             if token.get("special") and token["content"] not in ("[S]", "[T]")
         }
         n_special = next((index for index in range(len(tokens)) if index not in special), len(tokens))
-        return cls(tokens, max(n_special, len(SPECIAL_TOKENS)))
+        return cls(tokens, max(n_special, len(SPECIAL_TOKENS)), stored["model"].get("type", "WordLevel") != "WordLevel")
 
     @classmethod
     def _leading_special(cls, tokens: list[str]) -> "Vocabulary":
@@ -184,31 +191,56 @@ class MultiFieldVocabulary(dict[str, Vocabulary]):
 
     @classmethod
     def load(cls, folder: str | Path) -> "MultiFieldVocabulary":
-        """Read all fields below `folder/tokenizers` (or `folder` itself, when that is the tokenizers folder)."""
+        """Read all fields below `folder/tokenizers` (or `folder` itself, when that is the tokenizers folder).
+
+        A folder without them may hold multifield_vocab.json, as older ones do; `save` writes it in today's layout.
+        """
         base = Path(folder)
         base = base / "tokenizers" if (base / "tokenizers").is_dir() else base
-        found = (
-            {
-                path.name: Vocabulary.load(path)
-                for path in sorted(base.iterdir())
-                if any((path / name).exists() for name in FILES)
-            }
-            if base.is_dir()
-            else {}
-        )
+        if not base.is_dir():
+            raise DataError(f"{folder}: {'is a file, not' if base.exists() else 'no such folder:'} a tokenizer folder")
+        found = {
+            path.name: Vocabulary.load(path)
+            for path in sorted(base.iterdir())
+            if any((path / name).exists() for name in FILES)
+        }
+        if not found and (base / OLDER_FILE).exists():
+            found = _all_in_one(base / OLDER_FILE)
         if not found:
-            raise DataError(f"{folder}: holds no tokenizers/<field>/tokenizer.json")
+            raise DataError(f"{folder}: holds no tokenizers/<field>/tokenizer.json and no {OLDER_FILE}")
         return cls(found)
 
+    def prefix_ids(self, tokens: Sequence[str] | None) -> tuple[int, ...]:
+        """Token ids that stand before the genes of every cell: those of `tokens`, or of [CLS] alone.
 
-def build_vocabularies(genes: Sequence[str], n_values: int | None = None) -> MultiFieldVocabulary:
-    """Vocabularies of `genes` (in this order) and of expression values 0 to `n_values` - 1 (50 when unset)."""
-    values = [str(value) for value in range(n_values or DEFAULT_VALUES)]
-    flags = ["0", "1"]
-    words: Mapping[str, Sequence[str]] = {
-        "genes": genes,
-        "expressions": values,
-        "label_expressions": values,
-        "perturbations": flags,
+        Raises DataError when a vocabulary lacks one of them, or has it under another id than the others.
+        """
+        ids = {name: vocabulary.ids(tokens or ["[CLS]"]).tolist() for name, vocabulary in self.items()}
+        for name, found in ids.items():
+            missing = [token for token in tokens or () if token not in self[name]]
+            if missing:
+                special = [token for token in self[name].tokens if token.startswith("[")]
+                raise DataError(
+                    f"tokenizer.prepend_tokens: the vocabulary of '{name}' has no {', '.join(missing)}; its tokens in brackets are "
+                    f"{', '.join(special[:8])}{', ...' if len(special) > 8 else ''}"
+                )
+            first, expected = next(iter(ids.items()))
+            if found != expected:
+                raise DataError(
+                    f"tokenizer.prepend_tokens: {', '.join(tokens or ())} have the ids {expected} in the vocabulary of '{first}' and "
+                    f"{found} in that of '{name}'; one position of a cell must mean the same in all fields"
+                )
+        return tuple(next(iter(ids.values())))
+
+
+def _all_in_one(file: Path) -> dict[str, Vocabulary]:
+    try:
+        stored = json.loads(file.read_text())
+    except ValueError as error:
+        raise DataError(f"{file}: is not JSON ({error})") from None
+    if not isinstance(stored, dict) or not all(isinstance(tokens, list | dict) for tokens in stored.values()):
+        raise DataError(f"{file}: must map each field to its tokens in id order")
+    return {
+        name: Vocabulary._leading_special(tokens if isinstance(tokens, list) else _in_id_order(tokens, file))
+        for name, tokens in stored.items()
     }
-    return MultiFieldVocabulary({name: Vocabulary([*SPECIAL_TOKENS, *tokens]) for name, tokens in words.items()})

@@ -5,9 +5,11 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from bmfm_pipeline.vocabulary import MultiFieldVocabulary
+from bmfm_pipeline.vocabulary.sequences import SequenceTokenizer
 
 
 def _cases(prefix: str) -> list:
@@ -53,3 +55,18 @@ def test_ids_of_known_and_unknown_words(file, golden_dir, data_dir):
     expected = json.loads(file.read_text())
     assert vocabularies["genes"].ids(expected["gene_tokens"]).tolist() == expected["gene_ids"]
     assert vocabularies["expressions"].ids(expected["expression_tokens"]).tolist() == expected["expression_ids"]
+
+
+@pytest.mark.parametrize("file", _cases("dna"))
+def test_sequences_alone_and_in_a_batch(file, golden_dir, data_dir):
+    identifier = file.stem.removeprefix("dna_")
+    tokenizer = SequenceTokenizer(data_dir / "tokenizers" / identifier / "tokenizers" / "dna_chunks", upper_case=False)
+    expected = json.loads(file.read_text())
+    sequences = [entry["sequence"] for entry in expected["sequences"]]
+    for entry, found in zip(expected["sequences"], tokenizer.ids(sequences), strict=True):
+        assert [3, *found.tolist(), 1] == entry["ids"], entry["sequence"]
+    batch = expected["batch_max_length_32"]
+    wanted = np.array(batch["input_ids"])
+    ids, attention, unknown = tokenizer.batch(sequences[: len(wanted)], 32, pad_to_length=True)
+    assert ids.tolist() == wanted[:, 0].tolist() and attention.tolist() == batch["attention_mask"]
+    assert unknown == np.count_nonzero(wanted == 0)

@@ -14,7 +14,7 @@ GENES = ["CD3D", "HLA-A", "RP11-34P13.7", "C1orf112"]
 def test_special_ids_and_sizes():
     fields = build_vocabularies(GENES)
     assert {name: len(vocabulary) for name, vocabulary in fields.items()} == {
-        "genes": 9,
+        "genes": 11,
         "expressions": 55,
         "label_expressions": 55,
         "perturbations": 7,

@@ -4,7 +4,7 @@ from importlib import import_module
 
 _HOMES = {
     "CellSource": "bmfm_pipeline.data.sources",
-    "CellStore": "bmfm_pipeline.data.store",
+    "CellStore": "bmfm_pipeline.data.stores",
     "Chain": "bmfm_pipeline.data.transforms",
     "build_chain": "bmfm_pipeline.data.transforms",
     "build_label_dict": "bmfm_pipeline.data.labels",
@@ -12,6 +12,7 @@ _HOMES = {
     "check_source": "bmfm_pipeline.data.sources",
     "make_split": "bmfm_pipeline.data.splits",
     "open_source": "bmfm_pipeline.data.sources",
+    "open_store": "bmfm_pipeline.data.stores",
 }
 __all__ = [
     "CellSource",
@@ -23,6 +24,7 @@ __all__ = [
     "check_source",
     "make_split",
     "open_source",
+    "open_store",
 ]
 
 

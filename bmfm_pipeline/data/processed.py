@@ -1,12 +1,16 @@
 """The processed file: a standard h5ad whose arrays lie contiguous and uncompressed, so that training memory-maps them."""
 
 import contextlib
+import tempfile
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from bmfm_pipeline.data.stores.matrices import is_ascending
+from bmfm_pipeline.errors import DataError
 from bmfm_pipeline.storage import check_room
 
 
@@ -18,10 +22,84 @@ def smallest_integer(peak: float) -> np.dtype:
     return np.dtype(np.uint64)
 
 
+def smallest_exact(data: np.ndarray) -> np.ndarray:
+    """`data` in the smallest unsigned integer type that holds every value exactly; float32 where a value is no whole number or negative."""
+    if not len(data):
+        return data.astype(np.uint8)
+    low, peak = data.min(), data.max()
+    if low >= 0 and peak < 2**64:  # false for NaN
+        whole = data.astype(smallest_integer(float(peak)))
+        if (whole == data).all():
+            return whole
+    return data.astype(np.float32, copy=False)
+
+
+@dataclass
+class SpooledMatrix:
+    """A CSR matrix of which the number of rows and values is known once its last block was added."""
+
+    indices: list[tuple] = field(default_factory=list)
+    data: list[tuple] = field(default_factory=list)
+    lengths: list[np.ndarray] = field(default_factory=list)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The smallest type that holds every value exactly."""
+        return max((kind for _, _, kind in self.data), key=_width, default=np.dtype(np.uint8))
+
+    @property
+    def all_lengths(self) -> np.ndarray:
+        return np.concatenate(self.lengths) if self.lengths else np.array([], dtype=np.int64)
+
+
+def _width(kind: np.dtype) -> int:
+    return kind.itemsize + 8 * (kind.kind == "f")
+
+
+class Spool:
+    """Blocks of CSR rows in a nameless file beside the target, until their sizes are known: nothing is computed twice.
+
+    The file goes when it is closed, or with the process.
+    """
+
+    def __init__(self, folder: Path):
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = tempfile.TemporaryFile(dir=folder, prefix=".rows-")  # noqa: SIM115  closed by __exit__
+        self._end = 0
+
+    def __enter__(self) -> "Spool":
+        return self
+
+    def __exit__(self, *error) -> None:
+        with contextlib.suppress(OSError):
+            self._file.close()
+
+    def add(self, matrix: SpooledMatrix, block: sparse.csr_matrix, like: SpooledMatrix | None = None) -> None:
+        """Append the rows of `block`; with `like` its indices are those that `like` just got."""
+        if like is None and not block.has_sorted_indices:
+            block.sort_indices()
+        matrix.indices.append(
+            like.indices[-1] if like is not None else self._put(block.indices.astype(np.int32, copy=False))
+        )
+        matrix.data.append(self._put(smallest_exact(block.data)))
+        matrix.lengths.append(np.diff(block.indptr).astype(np.int32))
+
+    def _put(self, array: np.ndarray) -> tuple[int, int, np.dtype]:
+        self._file.write(np.ascontiguousarray(array))
+        place = (self._end, len(array), array.dtype)
+        self._end += array.nbytes
+        return place
+
+    def get(self, place: tuple[int, int, np.dtype]) -> np.ndarray:
+        offset, size, kind = place
+        self._file.seek(offset)
+        return np.fromfile(self._file, dtype=kind, count=size)
+
+
 class ProcessedWriter:
     """Writes obs, var and CSR matrices whose sizes are known: preallocated, then filled block by block in row order.
 
-    Indices are int32 and sorted within rows, indptr is int64. anndata and scanpy open the result.
+    Indices are int32 and sorted within rows (a gene named twice in one is a DataError), indptr is int64. anndata and scanpy open the result.
     """
 
     def __init__(self, path: Path, obs: pd.DataFrame, gene_names: list[str], shape: tuple[int, int]):
@@ -45,20 +123,38 @@ class ProcessedWriter:
             write_elem(self._file, name, {})
         return self
 
-    def matrix(self, name: str, lengths: np.ndarray, dtype: np.dtype) -> None:
-        """Preallocate the CSR matrix `name` with `lengths` stored values per row."""
+    def matrix(self, name: str, lengths: np.ndarray, dtype: np.dtype, like: str | None = None) -> None:
+        """Preallocate the CSR matrix `name` with `lengths` stored values per row; `like` names a matrix that stores values at the same places.
+
+        Its indices and indptr are then stored once and linked, which readers do not notice.
+        """
+        index_bytes = 0 if like else 4
         check_room(
-            self.path.parent, int(np.sum(lengths, dtype=np.int64)) * (np.dtype(dtype).itemsize + 4) + 8 * len(lengths)
+            self.path.parent,
+            int(np.sum(lengths, dtype=np.int64)) * (np.dtype(dtype).itemsize + index_bytes) + 8 * len(lengths),
         )
         group = self._file.create_group(name)
         group.attrs.update(
             {"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": np.array(self.shape, dtype=np.int64)}
         )
         indptr = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
-        group.create_dataset("indptr", data=indptr)
         group.create_dataset("data", shape=(int(indptr[-1]),), dtype=dtype)
-        group.create_dataset("indices", shape=(int(indptr[-1]),), dtype=np.int32)
+        if like:
+            group["indices"], group["indptr"] = self._file[like]["indices"], self._file[like]["indptr"]
+        else:
+            group.create_dataset("indptr", data=indptr)
+            group.create_dataset("indices", shape=(int(indptr[-1]),), dtype=np.int32)
         self._position[name] = 0
+
+    def copy(self, name: str, spool: Spool, matrix: SpooledMatrix, like: str | None = None) -> None:
+        """Write a spooled matrix as `name`, one kind of array after the other, block by block."""
+        self.matrix(name, matrix.all_lengths, matrix.dtype, like)
+        for part, places in (("data", matrix.data), ("indices", [] if like else matrix.indices)):
+            target, start = self._file[name][part], 0
+            for place in places:
+                if place[1]:
+                    target[start : start + place[1]] = spool.get(place).astype(target.dtype, copy=False)
+                start += place[1]
 
     def fill(self, name: str, block: sparse.csr_matrix) -> None:
         """Append the rows of `block`."""
@@ -66,6 +162,10 @@ class ProcessedWriter:
             return
         if not block.has_sorted_indices:
             block.sort_indices()
+        if not is_ascending(block.indptr, block.indices):
+            raise DataError(
+                f"{self.path}: a cell names the same gene twice in {name}; sum such entries first (`matrix.sum_duplicates()`)"
+            )
         group = self._file[name]
         start = self._position[name]
         group["data"][start : start + block.nnz] = block.data

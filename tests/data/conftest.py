@@ -1,5 +1,8 @@
 """Small h5ad files of known content."""
 
+import contextlib
+import resource
+
 import anndata
 import numpy as np
 import pandas as pd
@@ -39,3 +42,19 @@ def make_h5ad(tmp_path):
         return path
 
     return make
+
+
+@pytest.fixture
+def file_size_limit():
+    """file_size_limit(bytes): within it no file may grow larger, as on a full disk."""
+
+    @contextlib.contextmanager
+    def limited(size: int):
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limited

@@ -1,6 +1,7 @@
 """Every kind of bad input ends in one message that says what was found, where, and what would be right."""
 
 import anndata
+import h5py
 import numpy as np
 import pytest
 from scipy import sparse
@@ -123,7 +124,10 @@ def test_cells_without_counts_are_counted_and_named(make_h5ad):
 
 def test_regression_label_that_holds_text(make_h5ad):
     message = problem_of(make_h5ad(counts_of()), labels=[("celltype", True)])
-    assert "obs['celltype'] is a regression label, but holds text, e.g. 'A'" in message
+    assert (
+        "obs['celltype'] is a regression label, but holds text or infinite values in 60 cells, e.g. 'A', 'B', 'C'"
+        in message
+    )
 
 
 def test_label_column_without_a_label(make_h5ad):
@@ -177,16 +181,52 @@ def test_too_few_genes_in_common():
     assert check_genes(names, KNOWN, "gene2vec", min_share=0.05)["known"] == 1
 
 
-def test_obs_of_an_old_anndata_format(tmp_path):
-    from bmfm_pipeline.data.sources.zheng68k_mini import packaged_file
-
-    with pytest.raises(DataError, match=r"anndata before 0\.7; open it with anndata and write it again"):
-        open_source(packaged_file())
-
-
-def test_advice_of_the_old_format_works(tmp_path):
+def test_files_of_anndata_before_0_7_are_read():
     from bmfm_pipeline.data.sources.zheng68k_mini import packaged_file
 
     cells = anndata.read_h5ad(packaged_file())
-    cells.write_h5ad(tmp_path / "new.h5ad")
-    assert open_source(tmp_path / "new.h5ad", layer="raw").shape == (700, 765)
+    source, raw = open_source(packaged_file()), open_source(packaged_file(), layer="raw")
+    assert source.shape == raw.shape == (700, 765)
+    assert source.obs_names.tolist() == cells.obs_names.tolist() and source.var_names == cells.var_names.tolist()
+    assert raw.var_names == cells.raw.var_names.tolist()
+    for column in ("bulk_labels", "phase", "louvain"):  # kept as codes beside their categories
+        assert source.obs[column].astype(str).tolist() == cells.obs[column].astype(str).tolist()
+    assert source.obs["n_counts"].tolist() == cells.obs["n_counts"].tolist()
+    rows = sparse.vstack([chunk for _, chunk in source.iter_chunks()])
+    np.testing.assert_array_equal(rows.toarray(), np.asarray(cells.X))
+    rows = sparse.vstack([chunk for _, chunk in raw.iter_chunks()])
+    np.testing.assert_array_equal(rows.toarray(), cells.raw.X.toarray())
+    assert check_source(raw, [("bulk_labels", False)], need_counts=False)["labels"]["bulk_labels"]["classes"] == 10
+
+
+def test_obs_and_var_that_lie_the_other_way_round(make_h5ad):
+    path = make_h5ad(counts_of(60, 25))
+    with h5py.File(path, "r+") as file:
+        file.move("obs", "cells")
+        file.move("var", "obs")
+        file.move("cells", "var")
+    with pytest.raises(DataError, match=r"X is 60 x 25, but obs has 25 rows and var 60; the matrix is transposed"):
+        open_source(path)
+
+
+def test_indices_of_64_bits(make_h5ad):
+    path = make_h5ad(counts_of())
+    with h5py.File(path, "r+") as file:
+        indices = file["X/indices"][:].astype(np.int64)
+        del file["X/indices"]
+        file["X/indices"] = indices
+    whole = sparse.vstack([chunk for _, chunk in open_source(path).iter_chunks()])
+    np.testing.assert_array_equal(whole.toarray(), counts_of().toarray())
+    with h5py.File(path, "r+") as file:
+        file["X/indices"][4] = 2**32 + 1  # as 32 bits it would be gene 1
+    with pytest.raises(DataError, match=r"an index lies outside 0\.\.24"):
+        check(path)
+
+
+@pytest.mark.parametrize("kind", ["csr", "csc", "dense"])
+def test_values_that_are_not_whole(make_h5ad, kind):
+    counts = counts_of()
+    counts.data[3] += 0.25
+    stored = {"csr": counts, "csc": counts.tocsc(), "dense": counts.toarray()}[kind]
+    message = problem_of(make_h5ad(stored))
+    assert "X: 1 values are not whole numbers" in message and "look log-normalised" in message

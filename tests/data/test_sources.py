@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from bmfm_pipeline.data.sources import h5ad, open_source, zheng68k_mini
+from bmfm_pipeline.data.sources import h5ad, open_source, transposition, zheng68k_mini
 from bmfm_pipeline.errors import DataError
 
 
@@ -38,7 +38,8 @@ def test_storage_does_not_matter(make_h5ad, kind, compression, dtype):
 def test_chunks_are_bounded_by_values(make_h5ad, monkeypatch, kind):
     counts = counts_of(200, 30)
     monkeypatch.setattr(h5ad, "VALUES_PER_CHUNK", 100)
-    monkeypatch.setattr(h5ad, "VALUES_PER_SCAN", 250)
+    monkeypatch.setattr(transposition, "VALUES_PER_BUCKET", 250)
+    monkeypatch.setattr(transposition, "VALUES_PER_READ", 70)
     stored = {"csr": counts, "csc": counts.tocsc(), "dense": counts.toarray()}[kind]
     source = open_source(make_h5ad(stored))
     assert max(chunk.nnz for _, chunk in source.iter_chunks()) <= 100

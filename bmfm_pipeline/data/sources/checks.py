@@ -1,11 +1,12 @@
 """What is wrong with an input, said all at once and before anything is computed."""
 
 import difflib
-from collections import Counter
 from typing import Any
 
 import numpy as np
 
+from bmfm_pipeline.data.label_files import few
+from bmfm_pipeline.data.label_values import is_missing, missing_mask, not_numbers
 from bmfm_pipeline.data.sources.gene_names import looks_transposed
 from bmfm_pipeline.data.sources.h5ad import CellSource, open_source
 from bmfm_pipeline.errors import DataError
@@ -24,8 +25,8 @@ def check_source(
 ) -> dict[str, Any]:
     """Look at names, labels and every stored value of `source`.
 
-    `labels` lists (obs column, is it a regression target). Returns counts for the report. Raises one DataError that lists every
-    problem, each with its place and what would be right.
+    `labels` lists (obs column, is it a regression target). Returns counts for the report, and `gene_totals`, float64 (genes,).
+    Raises one DataError that lists every problem, each with its place and what would be right.
     """
     problems: list[str] = []
     if 0 in source.shape:
@@ -61,8 +62,11 @@ def check_source(
 
 
 def check_names(source: CellSource, duplicate_genes: str, problems: list[str]) -> None:
+    import pandas as pd
+
     for what, names in (("cell names (obs)", source.obs.index), ("gene names (var)", source.var_names)):
-        twice = [str(name) for name, count in Counter(names).items() if count > 1]
+        index = pd.Index(names)
+        twice = [] if index.is_unique else list(dict.fromkeys(index[index.duplicated()].astype(str)))
         if not twice or (what.startswith("gene") and duplicate_genes != "refuse"):
             continue
         cure = (
@@ -82,24 +86,27 @@ def _check_label(
         columns = [str(name) for name in source.obs.columns]
         close = difflib.get_close_matches(column, columns, 1, 0.5)
         hint = f"; did you mean '{close[0]}'?" if close else ""
-        problems.append(f"obs has no label column '{column}'{hint} (columns: {', '.join(columns) or 'none'})")
+        problems.append(f"obs has no label column '{column}'{hint} (columns: {few(columns, 30) or 'none'})")
         return {}
     values = source.obs[column]
-    missing = int(values.isna().sum())
+    missing = int(missing_mask(values).sum())
     if is_regression:
-        try:
-            values.dropna().astype(float)
-        except (TypeError, ValueError):
-            problems.append(f"obs['{column}'] is a regression label, but holds text, e.g. {values.dropna().iloc[0]!r}")
+        if bad := not_numbers(values):
+            problems.append(
+                f"obs['{column}'] is a regression label, but holds {bad}; numbers are needed, or nothing where unknown"
+            )
+        if missing == len(values):
+            problems.append(f"obs['{column}'] holds no numbers: every value is missing")
         return {"missing": missing}
-    counts = Counter(values.dropna().astype(str))
+    counts = {str(name): count for name, count in values.value_counts().items() if count and not is_missing(name)}
     if not counts:
         problems.append(f"obs['{column}'] holds no labels: every value is missing")
     small = [f"'{name}' ({count})" for name, count in counts.items() if count < min_class_size]
     if stratified and small:
         problems.append(
-            f"obs['{column}']: classes with fewer than {min_class_size} cells cannot be stratified over train, dev and test: {', '.join(small[:SHOWN])}; "
-            "remove those cells, merge the classes, or split at random (label_columns.0.is_stratification_label=false)"
+            f"obs['{column}']: classes with fewer than {min_class_size} cells cannot be stratified over train, dev and test: {few(small, SHOWN)}; "
+            "keep them in training (data_module.transform_kwargs.split.rare_classes=train), remove those cells, merge the classes, or split "
+            "at random (label_columns.0.is_stratification_label=false)"
         )
     return {"classes": len(counts), "missing": missing, "smallest": min(counts.values(), default=0)}
 
@@ -108,8 +115,9 @@ def _check_values(source: CellSource, need_counts: bool, problems: list[str]) ->
     negative = broken = fractional = empty = 0
     broken_cells: set[int] = set()
     empty_names: list[str] = []
-    largest = total = 0.0
+    largest = 0.0
     example = None
+    gene_totals = np.zeros(source.n_genes)
     for start, chunk in source.iter_chunks():
         values = chunk.data
         finite = np.isfinite(values)
@@ -118,14 +126,15 @@ def _check_values(source: CellSource, need_counts: bool, problems: list[str]) ->
             broken += int((~finite).sum())
             broken_cells.update((start + np.unique(rows)).tolist())
             values = values[finite]
-        negative += int((values < 0).sum())
-        off = values[values != np.rint(values)]
-        fractional += len(off)
-        if example is None and len(off):
-            example = float(off[0])
         if len(values):
             largest = max(largest, float(values.max()))
-        total += float(values.sum(dtype=np.float64))
+            negative += int((values < 0).sum()) if values.min() < 0 else 0
+        whole = values == np.rint(values)
+        if not whole.all():
+            off = values[~whole]
+            fractional += len(off)
+            example = float(off[0]) if example is None else example
+        gene_totals += chunk.T @ np.ones(chunk.shape[0])
         nothing = np.flatnonzero(np.diff(chunk.indptr) == 0)
         empty += len(nothing)
         empty_names += [str(source.obs.index[start + row]) for row in nothing[: SHOWN - len(empty_names)]]
@@ -149,7 +158,8 @@ def _check_values(source: CellSource, need_counts: bool, problems: list[str]) ->
         "cells_without_counts": empty,
         "cells_without_counts_examples": empty_names,
         "max": largest,
-        "total": total,
+        "total": float(gene_totals.sum()),
+        "gene_totals": gene_totals,
     }
 
 
@@ -158,8 +168,8 @@ def where_counts_lie(source: CellSource) -> str:
     candidates = [name for name in [*source.layers, *(["raw"] if source.has_raw else [])] if name != source.layer]
     for name in candidates:
         try:
-            _, chunk = next(open_source(source.path, name).iter_chunks(200))
-        except (DataError, StopIteration):
+            chunk = open_source(source.path, name).first_rows(200)
+        except DataError:
             continue
         if (
             len(chunk.data)

@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 
 from bmfm_pipeline.errors import DataError
+from bmfm_pipeline.vocabulary.harmonising import describe_names
 
 SHOWN = 10
 # Below this share of known names the wrong kind of name, species or vocabulary is more likely than a panel of rare genes.
@@ -14,12 +15,16 @@ _GENE = re.compile(r"^(MT-[A-Z]|RP[LS]\d|ENS[A-Z]*G\d{6,}|HLA-|ACTB$|GAPDH$|CD\d
 
 
 def check_genes(
-    names: Sequence[str], known: Sequence[str] | set[str], vocabulary: str, min_share: float = MIN_KNOWN_SHARE
+    names: Sequence[str],
+    known: Sequence[str] | set[str],
+    vocabulary: str,
+    min_share: float = MIN_KNOWN_SHARE,
+    cure: str | None = None,
 ) -> dict:
     """How many of `names` the vocabulary (its tokens in `known`, its name for messages in `vocabulary`) knows.
 
     Returns {"genes", "known", "unknown", "unknown_examples"}. Raises DataError when it knows none, or less than `min_share` of
-    them, and says what kind of name the file seems to hold.
+    them, and says what kind of name the file seems to hold; `cure` says what to do where that is not a matter of the config.
     """
     known = set(known)
     unknown = [name for name in names if name not in known]
@@ -32,9 +37,10 @@ def check_genes(
         if not n_known
         else f"only {n_known} of the {len(names)} gene names ({n_known / len(names):.1%})"
     )
+    advice = f"They look like {describe_names(unknown)}. {cure}" if cure is not None else _advice(unknown, known)
     raise DataError(
-        f"var: {vocabulary} knows {found}; not known are e.g. {', '.join(unknown[:SHOWN])}. {_advice(unknown, known)} "
-        "Or build the vocabulary from this data (tokenizer.identifier=data)"
+        f"var: {vocabulary} knows {found}; not known are e.g. {', '.join(unknown[:SHOWN])}. {advice}"
+        f"{'' if cure else ' Or build the vocabulary from this data (tokenizer.identifier=data)'}"
     )
 
 
@@ -42,7 +48,8 @@ def _advice(unknown: list[str], known: set[str]) -> str:
     ensembl = sum(bool(_ENSEMBL.match(name)) for name in unknown)
     if ensembl > len(unknown) / 2:
         return (
-            "These are Ensembl ids and the vocabulary holds gene symbols: map them with RenameGenesTransform, gene_map=var:COLUMN "
+            "These are Ensembl ids and the vocabulary holds gene symbols: run `bmfm genes download` and set "
+            "data_module.transform_kwargs.gene_names.table=hgnc, or map them with RenameGenesTransform, gene_map=var:COLUMN "
             "(a var column that holds symbols) or gene_map=FILE (csv or json of id and symbol)."
         )
     upper = sum(name.upper() in known for name in unknown)
@@ -51,7 +58,10 @@ def _advice(unknown: list[str], known: set[str]) -> str:
     cut = sum(name.split("_ENSG")[0] in known or name.split(".")[0] in known for name in unknown)
     if cut > len(unknown) / 2:
         return f"{cut} of them are known without what follows `_ENSG` or the dot: add RenameGenesTransform to the transforms."
-    return "Check the species and the kind of gene name."
+    return (
+        f"They look like {describe_names(unknown)}. Check the species and the kind of gene name; a table of older and other names "
+        "helps: `bmfm genes download`, then data_module.transform_kwargs.gene_names.table=hgnc."
+    )
 
 
 def looks_transposed(cell_names: Sequence[str], gene_names: Sequence[str]) -> str | None:

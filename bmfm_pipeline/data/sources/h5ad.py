@@ -1,18 +1,22 @@
 """h5ad files as a stream of rows: CSR, CSC or dense, compressed or not; X, a layer, or .raw. Never loaded whole."""
 
 import os
+import shutil
+import tempfile
+import weakref
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
+from bmfm_pipeline.data.sources.tables import read_index, read_table, table_length, text
 from bmfm_pipeline.errors import DataError
 
-# Stored values held at a time; about 24 MB of CSR arrays.
-VALUES_PER_CHUNK = 2_000_000
-# Stored values of one row block gathered from a column-major file per scan of that file.
-VALUES_PER_SCAN = 16_000_000
+# Stored values held at a time: 4 MB of CSR arrays, which stay in the processor's caches.
+VALUES_PER_CHUNK = 500_000
+# Largest HDF5 chunk that is kept unpacked while it is read in parts, in bytes.
+_LARGEST_CHUNK = 256 << 20
 DUPLICATE_GENES = ("refuse", "sum", "first")
 
 
@@ -24,16 +28,25 @@ def _stamp(path: Path) -> tuple[int, int, int]:
 class CellSource:
     """One matrix of an h5ad file (cells x genes) with its obs and var tables, read in row chunks.
 
-    `layer` is None for X, "raw" for .raw, or the name of a layer. `duplicate_genes` merges columns of one name: "sum"
+    `layer` is None for X, "raw" for .raw, or the name of a layer. A column-major matrix is turned into rows once, in a file in
+    the folder `scratch` (null: a temporary one that goes with this object). `duplicate_genes` merges columns of one name: "sum"
     adds their values, "first" keeps the first column; "refuse" leaves them, for the check to report.
     Raises DataError when the file is missing, is no h5ad, has no such layer, or changes while it is being read.
     """
 
-    def __init__(self, path: str | Path, layer: str | None = None, duplicate_genes: str = "refuse"):
+    def __init__(
+        self,
+        path: str | Path,
+        layer: str | None = None,
+        duplicate_genes: str = "refuse",
+        scratch: str | Path | None = None,
+    ):
         import h5py
 
         self.path = Path(path)
         self.layer = layer
+        self._scratch = scratch
+        self._rows = None
         if duplicate_genes not in DUPLICATE_GENES:
             raise DataError(f"duplicate_genes: must be one of {', '.join(DUPLICATE_GENES)}; found {duplicate_genes!r}")
         self.duplicate_genes = duplicate_genes
@@ -63,13 +76,15 @@ class CellSource:
                 "write it with anndata's `adata.write_h5ad(...)`"
             )
         self.layers = [*file["layers"]] if "layers" in file else []
-        self.has_raw = "raw" in file and "X" in file["raw"]
+        # Before anndata 0.7 the parts of .raw were called raw.X and raw.var.
+        self._raw = "raw.X" if "raw.X" in file else "raw/X"
+        self.has_raw = self._raw in file
         self.unused = [name for name in ("obsm", "varm", "obsp", "varp") if name in file and len(file[name])]
         self.matrix_name = self._find_matrix()
-        self._var_group = "raw/var" if self.layer == "raw" else "var"
+        self._var_group = self._raw.replace("X", "var") if self.layer == "raw" else "var"
         node = file[self.matrix_name]
         if isinstance(node, h5py.Group):
-            kind = node.attrs.get("encoding-type") or f"{_text(node.attrs.get('h5sparse_format', ''))}_matrix"
+            kind = node.attrs.get("encoding-type") or f"{text(node.attrs.get('h5sparse_format', ''))}_matrix"
             if kind not in ("csr_matrix", "csc_matrix"):
                 raise DataError(
                     f"{self.path}: {self.matrix_name} is stored as '{kind}'; CSR, CSC and dense matrices are read"
@@ -77,18 +92,24 @@ class CellSource:
             self.encoding = kind[:3]
             shape = node.attrs.get("shape", node.attrs.get("h5sparse_shape"))
             self.n_stored = int(node["data"].shape[0])
+            parts = [node["data"], node["indices"]]
         else:
             if node.ndim != 2:
                 raise DataError(f"{self.path}: {self.matrix_name} has {node.ndim} dimensions; cells x genes are needed")
             self.encoding, shape, self.n_stored = "dense", node.shape, int(node.size)
+            parts = [node]
+        chunks = [int(np.prod(part.chunks)) * part.dtype.itemsize for part in parts if part.chunks]
+        # HDF5 keeps no chunk larger than its cache and would unpack it again for every part that is read.
+        self._cache = min(max([1 << 20, *(2 * size for size in chunks)]), _LARGEST_CHUNK)
         self.n_cells, self._n_columns = (int(size) for size in shape)
-        if len(self._column_names) != self._n_columns:
+        n_columns = table_length(self.path, file, self._var_group)
+        n_rows = table_length(self.path, file, "obs")
+        if n_columns != self._n_columns or n_rows != self.n_cells:
+            transposed = (n_rows, n_columns) == (self._n_columns, self.n_cells)
+            cure = "the matrix is transposed: rows must be cells" if transposed else "the file is damaged"
             raise DataError(
-                f"{self.path}: {self.matrix_name} has {self._n_columns} columns but {self._var_group} has {len(self._column_names)} names"
-            )
-        if len(self.obs_names) != self.n_cells:
-            raise DataError(
-                f"{self.path}: {self.matrix_name} has {self.n_cells} rows but obs has {len(self.obs_names)} names"
+                f"{self.path}: {self.matrix_name} is {self.n_cells} x {self._n_columns}, but obs has {n_rows} rows and "
+                f"{self._var_group} {n_columns}; {cure}"
             )
 
     def _find_matrix(self) -> str:
@@ -97,7 +118,7 @@ class CellSource:
         if self.layer == "raw":
             if not self.has_raw:
                 raise DataError(f"{self.path}: has no .raw; layers: {', '.join(self.layers) or 'none'}")
-            return "raw/X"
+            return self._raw
         if self.layer not in self.layers:
             also = " and 'raw'" if self.has_raw else ""
             raise DataError(
@@ -108,52 +129,34 @@ class CellSource:
     @cached_property
     def obs(self):
         """The obs table (pandas DataFrame, one row per cell)."""
-        table = self._read_table("obs")
-        table.index = table.index.astype(str)
-        return table
+        return self._read("obs", read_table)
 
     @cached_property
     def var(self):
         """The var table of the columns as they are read (after merging duplicates)."""
-        table = self._read_table(self._var_group)
-        table.index = table.index.astype(str)
+        table = self._read(self._var_group, read_table)
         return table if self._merged is None else table.iloc[self._merged[1]]
-
-    def _read_table(self, name: str):
-        import h5py
-        import pandas as pd
-        from anndata.io import read_elem
-
-        with h5py.File(self.path, "r") as file:
-            if isinstance(file[name], h5py.Dataset):
-                raise DataError(
-                    f"{self.path}: {name} is stored in the format of anndata before 0.7; open it with anndata and write it again"
-                )
-            table = read_elem(file[name])
-        if not isinstance(table, pd.DataFrame):
-            raise DataError(f"{self.path}: {name} is not a table")
-        return table
 
     @cached_property
     def obs_names(self) -> np.ndarray:
         """Cell names, object array of str."""
-        return self._read_index("obs")
+        return self._read("obs", read_index)
 
     @cached_property
     def _column_names(self) -> np.ndarray:
-        return self._read_index(self._var_group)
+        return self._read(self._var_group, read_index)
 
-    def _read_index(self, name: str) -> np.ndarray:
+    def _read(self, name: str, how):
         import h5py
 
-        with h5py.File(self.path, "r") as file:
-            node = file[name]
-            if isinstance(node, h5py.Dataset) or _text(node.attrs.get("_index", "")) not in node:
-                return np.asarray(self._read_table(name).index.astype(str), dtype=object)
-            index = node[_text(node.attrs["_index"])]
-            if isinstance(index, h5py.Dataset) and h5py.check_string_dtype(index.dtype) is not None:
-                return np.asarray(index.asstr()[:], dtype=object)
-        return np.asarray(self._read_table(name).index.astype(str), dtype=object)
+        try:
+            with h5py.File(self.path, "r") as file:
+                return how(self.path, file, name)
+        except OSError as error:
+            raise self._cut_short(error) from None
+
+    def _cut_short(self, error: OSError) -> DataError:
+        return DataError(f"{self.path}: could not be read to its end ({error}); fetch or write it again")
 
     @cached_property
     def _merged(self) -> tuple[np.ndarray, np.ndarray] | None:
@@ -221,12 +224,38 @@ class CellSource:
 
         self.verify_unchanged()
         try:
-            with h5py.File(self.path, "r") as file:
+            with h5py.File(self.path, "r", rdcc_nbytes=self._cache) as file:
                 for start, chunk in read_rows(self, file[self.matrix_name], rows_per_chunk):
                     yield start, self._clean(chunk)
         except OSError as error:
-            raise DataError(f"{self.path}: could not be read to its end ({error}); fetch or write it again") from None
+            raise self._cut_short(error) from None
         self.verify_unchanged()
+
+    def first_rows(self, n_rows: int):
+        """Up to `n_rows` first cells, as `iter_chunks` gives them, without turning a column-major file into rows."""
+        import h5py
+        from scipy import sparse
+
+        from bmfm_pipeline.data.sources.transposition import first_rows
+
+        if self.encoding == "csc":
+            with h5py.File(self.path, "r", rdcc_nbytes=self._cache) as file:
+                return self._clean(first_rows(self, file[self.matrix_name], n_rows))
+        if self.n_cells == 0:
+            return sparse.csr_matrix((0, self.n_genes), dtype=np.float32)
+        return next(self.iter_chunks(n_rows))[1]
+
+    def row_file(self, node):
+        """The rows of the open column-major matrix `node`, made when first asked for."""
+        from bmfm_pipeline.data.sources.transposition import transpose
+
+        if self._rows is None:
+            folder = self._scratch
+            if folder is None:
+                folder = tempfile.mkdtemp(prefix="bmfm-rows-")
+                weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+            self._rows = transpose(self, node, Path(folder))
+        return self._rows
 
     def _clean(self, chunk):
         if self._merged is not None:
@@ -246,10 +275,8 @@ class CellSource:
         return chunk
 
 
-def open_source(path: str | Path, layer: str | None = None, duplicate_genes: str = "refuse") -> CellSource:
+def open_source(
+    path: str | Path, layer: str | None = None, duplicate_genes: str = "refuse", scratch: str | Path | None = None
+) -> CellSource:
     """Open an h5ad file for reading row by row; see CellSource."""
-    return CellSource(path, layer, duplicate_genes)
-
-
-def _text(value) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
+    return CellSource(path, layer, duplicate_genes, scratch)

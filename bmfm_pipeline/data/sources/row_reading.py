@@ -1,10 +1,13 @@
-"""Row chunks of an HDF5 matrix: what lies in row order is sliced, what lies in column order is gathered block by block."""
+"""Row chunks of an HDF5 matrix: what lies in row order is sliced, what lies in column order is first turned into rows on disk."""
 
 from collections.abc import Iterator
 
 import numpy as np
 
 from bmfm_pipeline.errors import DataError
+
+# Values of a dense matrix held at a time where its HDF5 chunks ask for many rows: 64 MB.
+_DENSE_LIMIT = 16_000_000
 
 
 def read_rows(source, node, rows_per_chunk: int | None) -> Iterator[tuple[int, "object"]]:
@@ -15,6 +18,14 @@ def read_rows(source, node, rows_per_chunk: int | None) -> Iterator[tuple[int, "
         yield from _csr(source, node, rows_per_chunk)
     else:
         yield from _csc(source, node, rows_per_chunk)
+
+
+def _csc(source, node, rows_per_chunk: int | None) -> Iterator[tuple[int, "object"]]:
+    from scipy import sparse
+
+    for start, ends, columns, values in source.row_file(node).blocks(_limit(), rows_per_chunk):
+        shape = (len(ends) - 1, source._n_columns)
+        yield start, sparse.csr_matrix((values, columns, ends.astype(np.int32)), shape=shape)
 
 
 def row_blocks(
@@ -39,15 +50,28 @@ def _limit() -> int:
 
 
 def _dense(source, node, rows_per_chunk: int | None) -> Iterator[tuple[int, "object"]]:
+    """Whole rows of HDF5 chunks are read at once, for each would be unpacked again for every part of it."""
     from scipy import sparse
 
-    rows = max(1, _limit() // max(1, node.shape[1]))
-    rows = min(rows, rows_per_chunk) if rows_per_chunk else rows
+    from bmfm_pipeline.data.kernels import count_nonzero_by_row, gather_nonzero
+
+    n_columns = max(1, node.shape[1])
+    band = node.chunks[0] if node.chunks else 1
+    rows = max(1, 4 * _limit() // n_columns)
+    rows = max(band, rows // band * band) if band * n_columns <= _DENSE_LIMIT else rows
     for start in range(0, node.shape[0], rows):
-        yield start, sparse.csr_matrix(np.asarray(node[start : start + rows], dtype=np.float32))
+        dense = np.ascontiguousarray(node[start : start + rows], dtype=np.float32)
+        lengths = np.empty(len(dense), dtype=np.int64)
+        count_nonzero_by_row(dense, lengths)
+        ends = np.concatenate(([0], np.cumsum(lengths)))
+        for first, last in row_blocks(ends, _limit(), rows_per_chunk):
+            indices, data = np.empty(ends[last] - ends[first], np.int32), np.empty(ends[last] - ends[first], np.float32)
+            gather_nonzero(dense[first:last], indices, data)
+            own_ends = (ends[first : last + 1] - ends[first]).astype(np.int32)
+            yield start + first, sparse.csr_matrix((data, indices, own_ends), shape=(last - first, node.shape[1]))
 
 
-def _checked_indptr(source, node, length: int) -> np.ndarray:
+def checked_indptr(source, node, length: int) -> np.ndarray:
     indptr = node["indptr"][:].astype(np.int64)
     if (
         len(indptr) != length + 1
@@ -62,7 +86,7 @@ def _checked_indptr(source, node, length: int) -> np.ndarray:
     return indptr
 
 
-def _check_indices(source, indices: np.ndarray, length: int) -> None:
+def check_indices(source, indices: np.ndarray, length: int) -> None:
     if len(indices) and (indices.min() < 0 or indices.max() >= length):
         raise DataError(
             f"{source.path}: {source.matrix_name} is damaged: an index lies outside 0..{length - 1}; write the file again"
@@ -72,43 +96,12 @@ def _check_indices(source, indices: np.ndarray, length: int) -> None:
 def _csr(source, node, rows_per_chunk: int | None) -> Iterator[tuple[int, "object"]]:
     from scipy import sparse
 
-    indptr = _checked_indptr(source, node, source.n_cells)
+    indptr = checked_indptr(source, node, source.n_cells)
     for start, stop in row_blocks(indptr, _limit(), rows_per_chunk):
         low, high = indptr[start], indptr[stop]
         data = node["data"][low:high].astype(np.float32, copy=False)
-        indices = node["indices"][low:high].astype(np.int32, copy=False)
-        _check_indices(source, indices, source._n_columns)
+        indices = node["indices"][low:high]
+        check_indices(source, indices, source._n_columns)
+        indices = indices.astype(np.int32, copy=False)
         ends = (indptr[start : stop + 1] - low).astype(np.int32)
         yield start, sparse.csr_matrix((data, indices, ends), shape=(stop - start, source._n_columns))
-
-
-def _csc(source, node, rows_per_chunk: int | None) -> Iterator[tuple[int, "object"]]:
-    """Scan the columns once per block of rows: memory stays bounded, time grows with the number of blocks."""
-    from scipy import sparse
-
-    from bmfm_pipeline.data.sources import h5ad
-
-    column_ends = _checked_indptr(source, node, source._n_columns)
-    per_row = np.zeros(source.n_cells, dtype=np.int64)
-    for first, last in row_blocks(column_ends, _limit()):
-        rows = node["indices"][column_ends[first] : column_ends[last]]
-        _check_indices(source, rows, source.n_cells)
-        per_row += np.bincount(rows, minlength=source.n_cells)
-    ends = np.concatenate(([0], np.cumsum(per_row)))
-    for top, bottom in row_blocks(ends, h5ad.VALUES_PER_SCAN):
-        size = int(ends[bottom] - ends[top])
-        rows, columns = np.empty(size, dtype=np.int32), np.empty(size, dtype=np.int32)
-        data = np.empty(size, dtype=np.float32)
-        filled = 0
-        for first, last in row_blocks(column_ends, _limit()):
-            low, high = column_ends[first], column_ends[last]
-            found = node["indices"][low:high]
-            inside = np.flatnonzero((found >= top) & (found < bottom))
-            end = filled + len(inside)
-            rows[filled:end] = found[inside] - top
-            columns[filled:end] = np.repeat(np.arange(first, last), np.diff(column_ends[first : last + 1]))[inside]
-            data[filled:end] = node["data"][low:high][inside]
-            filled = end
-        block = sparse.coo_matrix((data, (rows, columns)), shape=(bottom - top, source._n_columns)).tocsr()
-        for start, stop in row_blocks(block.indptr.astype(np.int64), _limit(), rows_per_chunk):
-            yield top + start, block[start:stop]

@@ -31,20 +31,21 @@ class Bin(Step):
 
     def values(self, chunk: sparse.csr_matrix, names: list[str]) -> sparse.csr_matrix:
         if self.binning_method == "int_cast":
-            binned = np.ceil(chunk.data)
-            chunk.data = np.minimum(binned, self.num_bins - 1) if self.num_bins else binned
+            np.ceil(chunk.data, out=chunk.data)
+            if self.num_bins:
+                np.minimum(chunk.data, np.float32(self.num_bins - 1), out=chunk.data)
             return chunk
-        bins_of = self._percentile if self.binning_method == "percentile" else self._quantile
+        if self.binning_method == "percentile":
+            from bmfm_pipeline.data.kernels import percentile_bins
+
+            percentile_bins(chunk.indptr, chunk.data, np.linspace(0, 100, self.num_bins + 1) / 100)
+            return chunk
         for row in range(chunk.shape[0]):
             values = chunk.data[chunk.indptr[row] : chunk.indptr[row + 1]]
             above = values > 0
             if above.any():
-                values[above] = bins_of(values[above])
+                values[above] = self._quantile(values[above])
         return chunk
-
-    def _percentile(self, values: np.ndarray) -> np.ndarray:
-        edges = np.percentile(values, np.linspace(0, 100, self.num_bins + 1))
-        return np.clip(np.digitize(values, edges), 1, self.num_bins)
 
     def _quantile(self, values: np.ndarray) -> np.ndarray:
         edges = np.quantile(values, np.linspace(0, 1, self.num_bins))

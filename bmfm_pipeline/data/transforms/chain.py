@@ -1,4 +1,4 @@
-"""Run a chain over a source in chunks: fit what needs a pass, count, then fill the processed file. Memory does not grow with cells."""
+"""Run a chain over a source in chunks: fit what needs a pass, then write the processed file. Memory does not grow with cells."""
 
 import difflib
 import itertools
@@ -13,12 +13,16 @@ from pydantic import ValidationError
 from scipy import sparse
 
 from bmfm_pipeline.config.strict import readable
-from bmfm_pipeline.data.processed import ProcessedWriter, smallest_integer
+from bmfm_pipeline.data.processed import ProcessedWriter, Spool, SpooledMatrix
 from bmfm_pipeline.data.transforms.binning import Bin
-from bmfm_pipeline.data.transforms.gene_steps import HighlyVariableGenes
+from bmfm_pipeline.data.transforms.blocks import Block
+from bmfm_pipeline.data.transforms.columns import ColumnMap, take_columns
 from bmfm_pipeline.data.transforms.registry import STEPS
 from bmfm_pipeline.data.transforms.steps import Log, NormalizeTotal, Step
+from bmfm_pipeline.data.transforms.tpm import TPMNormalization
+from bmfm_pipeline.data.transforms.variable_genes import HighlyVariableGenes
 from bmfm_pipeline.errors import ConfigError, DataError
+from bmfm_pipeline.storage import disk_errors
 
 
 @dataclass
@@ -29,6 +33,11 @@ class StepCount:
     cells: int = 0
     genes: int = 0
     counts: float = 0.0
+
+    def add(self, block: Block, genes: int) -> None:
+        self.cells += block.n_cells
+        self.genes = genes
+        self.counts += block.total
 
 
 @dataclass
@@ -71,12 +80,16 @@ def build_chain(steps: Iterable[dict[str, Any]]) -> "Chain":
             built.append((name, STEPS[name].model_validate(dict(entry.get("transform_args") or {}))))
         except ValidationError as error:
             raise readable(error, f"transforms.{index} ({name})") from None
-    base = None
-    for _, step in built:
-        if isinstance(step, Log):
-            base = step.base
-        elif isinstance(step, HighlyVariableGenes) and step.log_base is None:
-            step.log_base = base
+    base = changed = None
+    for index, (name, step) in enumerate(built):
+        if isinstance(step, HighlyVariableGenes):
+            if step.needs_counts and changed:
+                raise ConfigError(
+                    f"transforms.{index} ({name}): flavor {step.flavor} needs raw counts; put it before {changed}"
+                )
+            step.log_base = base if step.log_base is None else step.log_base
+        base = step.base if isinstance(step, Log) else base
+        changed = changed or (name if step.changes_values else None)
     return Chain(built)
 
 
@@ -94,10 +107,16 @@ class Chain:
 
     @property
     def needs_counts(self) -> bool:
-        """Whether the values must be raw counts: a step normalises them by the cell's total."""
-        return any(isinstance(step, NormalizeTotal) for _, step in self.steps)
+        """Whether the values must be raw counts: a step normalises them by the cell's total, or looks at their variance."""
+        return any(
+            isinstance(step, NormalizeTotal | TPMNormalization)
+            or (isinstance(step, HighlyVariableGenes) and step.needs_counts)
+            for _, step in self.steps
+        )
 
-    def _prepared(self, upto: int, names: list[str]) -> list[tuple[Step, list[str], np.ndarray | None, list[str]]]:
+    def _prepared(
+        self, upto: int, names: list[str]
+    ) -> list[tuple[Step, list[str], np.ndarray | ColumnMap | None, list[str]]]:
         """For each of the first `upto` steps: (step, gene names it sees, genes that stay, names after it)."""
         prepared = []
         for _, step in self.steps[:upto]:
@@ -106,61 +125,69 @@ class Chain:
             names = after
         return prepared
 
-    def _stream(
+    def _blocks(
         self,
         source,
         upto: int,
         rows: np.ndarray | None = None,
         counter: list[StepCount] | None = None,
         obs_columns: dict[str, np.ndarray] | None = None,
-    ) -> Iterator[tuple]:
-        """(row numbers, values, counts, names) of each chunk after the first `upto` steps; of `rows` only when given."""
+    ) -> Iterator[Block]:
+        """Each chunk of the source after the first `upto` steps; of `rows` only when given."""
         prepared = self._prepared(upto, source.var_names)
-        wanted = None if rows is None else np.isin(np.arange(source.n_cells), rows)
-        names = prepared[-1][3] if prepared else source.var_names
+        wanted = None
+        if rows is not None:
+            wanted = np.zeros(source.n_cells, dtype=bool)
+            wanted[rows] = True
         for start, chunk in source.iter_chunks():
-            numbers = np.arange(start, start + chunk.shape[0])
+            block = Block(start, chunk)
             if wanted is not None:
-                inside = wanted[numbers]
-                chunk, numbers = chunk[inside], numbers[inside]
-            counts, values = chunk, chunk.copy()
+                block.keep(wanted[block.numbers])
             if counter is not None:
-                _add(counter[0], counts, len(source.var_names))
-            for position, (step, seen, keep, after) in enumerate(prepared):
-                stays = step.keep_cells(values, seen)
-                if stays is not None and not stays.all():
-                    values, counts, numbers = values[stays], counts[stays], numbers[stays]
+                counter[0].add(block, len(source.var_names))
+            for position, (step, seen, columns, after) in enumerate(prepared):
+                block.keep(step.keep_cells(block.values, seen))
                 if obs_columns is not None:
-                    for column, added in step.obs_columns(values, seen).items():
-                        obs_columns.setdefault(column, np.full(source.n_cells, np.nan))[numbers] = added
-                values = step.values(values, seen)
-                if keep is not None:
-                    values, counts = values[:, keep], counts[:, keep]
+                    for column, added in step.obs_columns(block.values, seen).items():
+                        obs_columns.setdefault(column, np.full(source.n_cells, np.nan))[block.numbers] = added
+                if step.changes_values:
+                    block.values = step.values(block.own_values(), seen)
+                block.take(columns)
                 if counter is not None:
-                    _add(counter[position + 1], counts, len(after))
-            yield numbers, values, counts, names
+                    counter[position + 1].add(block, len(after))
+            block.settle()
+            yield block
+
+    def look_at(self, source) -> None:
+        """Let every step see the source's tables, and the files and packages it needs, before any value is read."""
+        for _, step in self.steps:
+            step.look_at(source)
 
     def fit(self, source, rows: np.ndarray | None) -> None:
-        """Let every step that needs it see the cells `rows` (None: all), after the steps before it."""
+        """Let every step that needs it see the cells `rows` (None: all), after the steps before it; each pass reads the file once."""
+        self.look_at(source)
         for position, (_, step) in enumerate(self.steps):
-            step.look_at(source)
-            if step.needs_pass:
-                names = source.var_names
-                for _, values, _, names in self._stream(source, position, rows):
-                    step.observe(values, names)
-                step.finish(names)
+            again = step.needs_pass
+            while again:
+                names = self._names_after(position, source.var_names)
+                for block in self._blocks(source, position, rows):
+                    step.observe_rows(block.values, names, block.numbers)
+                again = bool(step.finish(names))
+
+    def _names_after(self, upto: int, names: list[str]) -> list[str]:
+        return self._prepared(upto, names)[-1][3] if upto else names
 
     def gene_names(self, names: list[str]) -> list[str]:
         """Gene names after renaming and keeping, before filters that depend on data."""
         for _, step in self.steps:
-            if not step.needs_pass:
+            if step.gives_names or not step.needs_pass:
                 names, _ = step.genes(names)
         return names
 
     def vocabulary_genes(self, source, rows: np.ndarray | None) -> list[str]:
         """Gene names of the processed file, fitted on `rows` (None: all)."""
         self.fit(source, rows)
-        return self._prepared(len(self.steps), source.var_names)[-1][3] if self.steps else source.var_names
+        return self._names_after(len(self.steps), source.var_names)
 
     def run(
         self,
@@ -170,67 +197,64 @@ class Chain:
         obs_extra: dict[str, np.ndarray],
         keep_counts: bool = True,
         keep_empty: bool = False,
+        fitted: bool = False,
     ) -> TransformReport:
-        """Fit on `rows` (numbers of source rows, None: all), then write `out_path`: two passes, count and fill.
+        """Fit on `rows` (numbers of source rows, None: all) unless `fitted`, then write `out_path` in one pass over the source.
 
         `obs_extra` are columns to add to obs, one value per source row. Cells without any value left are dropped and counted,
         unless `keep_empty`. `keep_counts` stores the source's values of the kept cells and genes as layers["counts"]; values
         that are no whole numbers are left out and noted. Raises DataError when nothing is left.
         """
         began = time.perf_counter()
-        self.fit(source, rows)
+        if fitted:
+            self.look_at(source)
+        else:
+            self.fit(source, rows)
         added: dict[str, np.ndarray] = {}
         counter = [
             StepCount("input"),
             *(StepCount(_title(name, step)) for name, step in self.steps),
             *([] if keep_empty else [StepCount("drop cells without values")]),
         ]
-        kept, lengths, count_lengths = [], [], []
-        peak, count_peak, whole = 0.0, 0.0, True
+        names = self._names_after(len(self.steps), source.var_names)
+        kept, same_places = [], True
+        values, counts = SpooledMatrix(), SpooledMatrix()
         notes: list[str] = []
-        names = source.var_names
-        for numbers, values, counts, names in self._stream(source, len(self.steps), counter=counter, obs_columns=added):
-            values.eliminate_zeros()
-            if not keep_empty:
-                stays = np.diff(values.indptr) > 0
-                values, counts, numbers = values[stays], counts[stays], numbers[stays]
-                _add(counter[-1], counts, len(names))
-            kept.append(numbers)
-            lengths.append(np.diff(values.indptr))
-            if values.nnz:
-                peak = max(peak, float(values.data.max()))
-                whole = whole and bool((values.data == np.rint(values.data)).all() and values.data.min() >= 0)
-            if keep_counts:
-                keep_counts = bool((counts.data == np.rint(counts.data)).all() and (counts.data >= 0).all())
-                count_lengths.append(np.diff(counts.indptr))
-                count_peak = max(count_peak, float(counts.data.max()) if counts.nnz else 0.0)
-                if not keep_counts:
-                    notes.append(f"{source.where} holds values that are no counts, so layers['counts'] was left out")
-        rows_kept = np.concatenate(kept) if kept else np.array([], dtype=np.int64)
-        report = _report(counter, source, rows_kept)
-        report.notes += notes
-        if source.unused:
-            report.notes.append(f"not carried over from the input: {', '.join(source.unused)}")
-        if not len(rows_kept) or not names:
-            lines = "; ".join(f"{entry.step}: {entry.cells} cells, {entry.genes} genes" for entry in counter)
-            raise DataError(
-                f"{source.path}: no cell is left after the transforms ({lines}); loosen the filter that removed them"
-            )
-        obs = source.obs.iloc[rows_kept].copy()
-        for name, column in [*added.items(), *obs_extra.items()]:
-            obs[name] = np.asarray(column)[rows_kept]
-        with ProcessedWriter(out_path, obs, names, (len(rows_kept), len(names))) as writer:
-            writer.matrix("X", np.concatenate(lengths), smallest_integer(peak) if whole else np.dtype(np.float32))
-            if keep_counts:
-                writer.matrix("layers/counts", np.concatenate(count_lengths), smallest_integer(count_peak))
-            for _, values, counts, _ in self._stream(source, len(self.steps)):
-                values.eliminate_zeros()
+        with disk_errors(out_path), Spool(Path(out_path).parent) as spool:
+            for block in self._blocks(source, len(self.steps), counter=counter, obs_columns=added):
+                block.drop_zeros()
                 if not keep_empty:
-                    stays = np.diff(values.indptr) > 0
-                    values, counts = values[stays], counts[stays]
-                writer.fill("X", values)
+                    block.keep(np.diff(block.values.indptr) > 0)
+                    counter[-1].add(block, len(names))
+                    block.settle()
+                kept.append(block.numbers)
+                spool.add(values, block.values)
                 if keep_counts:
-                    writer.fill("layers/counts", counts)
+                    shared = block.shares_structure
+                    spool.add(counts, block.counts, like=values if shared else None)
+                    same_places = same_places and shared
+                    if counts.data[-1][2].kind == "f":
+                        keep_counts = False
+                        notes.append(
+                            f"{source.where} holds values that are no counts, so layers['counts'] was left out"
+                        )
+            rows_kept = np.concatenate(kept) if kept else np.array([], dtype=np.int64)
+            report = _report(counter, source, rows_kept)
+            report.notes += notes
+            if source.unused:
+                report.notes.append(f"not carried over from the input: {', '.join(source.unused)}")
+            if not len(rows_kept) or not names:
+                lines = "; ".join(f"{entry.step}: {entry.cells} cells, {entry.genes} genes" for entry in counter)
+                raise DataError(
+                    f"{source.path}: no cell is left after the transforms ({lines}); loosen the filter that removed them"
+                )
+            obs = source.obs.iloc[rows_kept].copy()
+            for name, column in [*added.items(), *obs_extra.items()]:
+                obs[name] = np.asarray(column)[rows_kept]
+            with ProcessedWriter(out_path, obs, names, (len(rows_kept), len(names))) as writer:
+                writer.copy("X", spool, values)
+                if keep_counts:
+                    writer.copy("layers/counts", spool, counts, like="X" if same_places else None)
         report.seconds = time.perf_counter() - began
         return report
 
@@ -241,9 +265,18 @@ class Chain:
             values = step.values(values, names)
             after, keep = step.genes(names)
             if keep is not None:
-                values = values[:, keep]
+                values = take_columns(values, keep)
             names = after
         return values, names
+
+    def apply_genes(self, cells: sparse.csr_matrix, names: list[str]) -> sparse.csr_matrix:
+        """The columns that `apply` leaves, with the values the cells came with: raw counts stay counts."""
+        values = sparse.csr_matrix(cells, dtype=np.float32)
+        for _, step in self.steps:
+            names, keep = step.genes(names)
+            if keep is not None:
+                values = take_columns(values, keep)
+        return values
 
     def apply_to_cells(self, cells: sparse.csr_matrix, names: list[str]) -> "AppliedCells":
         """As `apply`, with a reason for every cell that a model cannot use (None where it can).
@@ -299,12 +332,6 @@ def _title(name: str, step: Step) -> str:
         f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}" for key, value in arguments.items()
     )
     return name.removesuffix("Transform") + (f"({words})" if words else "")
-
-
-def _add(entry: StepCount, counts: sparse.csr_matrix, genes: int) -> None:
-    entry.cells += counts.shape[0]
-    entry.genes = genes
-    entry.counts += float(counts.data.sum(dtype=np.float64))
 
 
 def _report(counter: list[StepCount], source, rows_kept: np.ndarray) -> TransformReport:

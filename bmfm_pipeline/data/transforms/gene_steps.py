@@ -1,14 +1,14 @@
-"""Steps about particular genes: a tokenizer's genes, medians per gene, genes set to an extreme or moved to the labels, variable genes."""
+"""Steps about particular genes: a tokenizer's genes, medians per gene, genes set to an extreme or moved to the labels."""
 
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 from scipy import sparse
 
 from bmfm_pipeline.data.transforms.steps import KeepGenes, Step
-from bmfm_pipeline.errors import ConfigError, DataError
+from bmfm_pipeline.errors import DataError
 
 
 class KeepVocabGenes(Step):
@@ -132,7 +132,7 @@ class MoveExpressionsToLabels(Step):
         return [names[index] for index in keep], None if len(keep) == len(names) else keep
 
 
-class KeepExplanatoryAndTargetGenes(KeepGenes):
+class KeepExplanatoryAndTargetGenes(Step):
     """Keep the genes listed in the file `explanatory_gene_set` (one a line, or a list) and those that are regression labels."""
 
     explanatory_gene_set: list[str] | str
@@ -142,90 +142,6 @@ class KeepExplanatoryAndTargetGenes(KeepGenes):
         listed, _ = KeepGenes(genes_to_keep=self.explanatory_gene_set).genes(names)
         wanted = {*listed, *_columns(self.regression_label_columns, names, "KeepExplanatoryAndTargetGenesTransform")}
         return KeepGenes(genes_to_keep=[name for name in names if name in wanted]).genes(names)
-
-
-class HighlyVariableGenes(Step):
-    """Keep the genes that scanpy finds highly variable among the cells to fit on.
-
-    Those cells are held in memory for this step alone (scanpy needs them together); `log_base` is that of the log step before it.
-    """
-
-    needs_pass: ClassVar[bool] = True
-    n_top_genes: int | None = Field(None, gt=0)
-    min_disp: float = 0.5
-    max_disp: float | None = None
-    min_mean: float = 0.0125
-    max_mean: float = 3
-    span: float = 0.3
-    n_bins: int = 20
-    flavor: Literal["seurat", "cell_ranger", "seurat_v3", "seurat_v3_paper"] = "seurat"
-    subset: bool = True
-    batch_key: str | None = None
-    log_base: float | None = None
-    kept_: list[str] | None = Field(None, exclude=True)
-    chunks_: list[Any] = Field(default_factory=list, exclude=True)
-
-    @field_validator("subset")
-    @classmethod
-    def _must_subset(cls, value: bool) -> bool:
-        if not value:
-            raise ValueError(
-                "subset=false would mark genes and change nothing; remove the step, or leave subset at true"
-            )
-        return value
-
-    @field_validator("batch_key")
-    @classmethod
-    def _no_batches(cls, value: str | None) -> str | None:
-        if value is not None:
-            raise ValueError("variable genes are chosen over all training cells; leave batch_key unset")
-        return value
-
-    def observe(self, chunk: sparse.csr_matrix, names: list[str]) -> None:
-        self.chunks_.append(chunk)
-
-    def finish(self, names: list[str]) -> None:
-        import anndata
-        import pandas as pd
-        import scanpy
-
-        if not sum(chunk.shape[0] for chunk in self.chunks_):
-            raise DataError(
-                "HighlyVariableGenesTransform: no training cell is left to choose genes from; loosen the filters before it"
-            )
-        cells = anndata.AnnData(
-            sparse.vstack(self.chunks_, format="csr"),
-            var=pd.DataFrame(index=[str(index) for index in range(len(names))]),
-        )
-        self.chunks_ = []
-        if self.log_base is not None:
-            cells.uns["log1p"] = {"base": self.log_base}
-        settings = self.model_dump(
-            include={"n_top_genes", "min_disp", "max_disp", "min_mean", "max_mean", "span", "n_bins", "flavor"}
-        )
-        settings["max_disp"] = float("inf") if self.max_disp is None else self.max_disp
-        try:
-            scanpy.pp.highly_variable_genes(cells, **settings)
-        except ImportError as error:
-            raise ConfigError(
-                f"HighlyVariableGenesTransform: flavor {self.flavor} needs a package that is not installed ({error})"
-            ) from None
-        except ValueError as error:
-            raise DataError(f"HighlyVariableGenesTransform: scanpy could not choose genes ({error})") from None
-        self.kept_ = [name for name, stays in zip(names, cells.var["highly_variable"], strict=True) if stays]
-
-    def genes(self, names: list[str]) -> tuple[list[str], np.ndarray | None]:
-        if self.kept_ is None:
-            return names, None
-        kept = set(self.kept_)
-        keep = np.array([index for index, name in enumerate(names) if name in kept], dtype=np.int64)
-        return [names[index] for index in keep], keep
-
-    def fitted(self) -> dict[str, Any]:
-        return {"kept": self.kept_}
-
-    def restore(self, fitted: dict[str, Any]) -> None:
-        self.kept_ = fitted.get("kept")
 
 
 def _columns(wanted, names: list[str], step: str) -> dict[str, int]:

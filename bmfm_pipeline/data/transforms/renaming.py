@@ -2,7 +2,7 @@
 
 import csv
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -21,6 +21,7 @@ class RenameGenes(Step):
     text is a file: JSON {old: new}, or csv/tsv with the old name first and the new one second. `upper_case` then upper-cases.
     """
 
+    gives_names: ClassVar[bool] = True
     gene_map: dict[str, str] | str | None = None
     upper_case: bool = False
     map_: dict[str, str] | None = Field(None, exclude=True)
@@ -47,22 +48,25 @@ class RenameGenes(Step):
                 raise ConfigError(
                     f"RenameGenesTransform: gene_map {self.gene_map} needs the data's var table; fit the chain first"
                 )
-            self.map_ = _read_map(Path(self.gene_map))
+            self.map_ = read_map(Path(self.gene_map))
         return self.map_
 
-    def genes(self, names: list[str]) -> tuple[list[str], np.ndarray | None]:
+    def renamed(self, names: list[str]) -> list[str | None]:
+        """The new name of each gene, None where the map has none."""
         mapping = self._mapping()
         if mapping is None:
-            renamed: list[str | None] = [name.split("_ENSG")[0] for name in names]
+            new: list[str | None] = [name.split("_ENSG")[0] for name in names]
         else:
-            renamed = [mapping.get(name) for name in names]
-            if names and not any(renamed):
+            new = [mapping.get(name) for name in names]
+            if names and not any(new):
                 raise DataError(
                     f"RenameGenesTransform: gene_map names none of the {len(names)} genes, e.g. {', '.join(names[:5])}; "
                     f"it maps from names such as {', '.join(list(mapping)[:5])}"
                 )
-        if self.upper_case:
-            renamed = [name and name.upper() for name in renamed]
+        return [name and name.upper() for name in new] if self.upper_case else new
+
+    def genes(self, names: list[str]) -> tuple[list[str], np.ndarray | None]:
+        renamed = self.renamed(names)
         first: dict[str, int] = {}
         for index, name in enumerate(renamed):
             if name is not None:
@@ -77,16 +81,19 @@ class RenameGenes(Step):
         self.map_ = fitted.get("map")
 
 
-def _read_map(path: Path) -> dict[str, str]:
+def read_map(path: Path, step: str = "RenameGenesTransform") -> dict[str, str]:
+    """{old name: new name} of a JSON object, or of the first two columns of a csv or tsv file; errors name the `step`."""
     if not path.exists():
-        raise DataError(f"RenameGenesTransform: gene_map {path}: no such file (for a column of var write var:COLUMN)")
+        raise DataError(
+            f"{step}: gene_map {path}: no such file (RenameGenesTransform also takes a column of var: var:COLUMN)"
+        )
     if path.suffix == ".json":
         stored = read_json(path)
         if not isinstance(stored, dict):
-            raise DataError(f"RenameGenesTransform: gene_map {path}: expected a JSON object {{old name: new name}}")
+            raise DataError(f"{step}: gene_map {path}: expected a JSON object {{old name: new name}}")
         return {str(old): str(new) for old, new in stored.items() if new}
     with open(path, newline="") as lines:
         rows = list(csv.reader(lines, delimiter="\t" if path.suffix == ".tsv" else ","))
     if any(len(row) < 2 for row in rows if row):
-        raise DataError(f"RenameGenesTransform: gene_map {path}: every line needs an old and a new name")
+        raise DataError(f"{step}: gene_map {path}: every line needs an old and a new name")
     return {row[0]: row[1] for row in rows if row and row[1]}

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from scipy import sparse
 
 from bmfm_pipeline.config.strict import Section
+from bmfm_pipeline.data.transforms.columns import ColumnMap
 from bmfm_pipeline.errors import DataError
 
 
@@ -18,17 +19,28 @@ class Step(Section):
 
     needs_pass: ClassVar[bool] = False
     filters_cells: ClassVar[bool] = False
+    gives_names: ClassVar[bool] = False
 
     def look_at(self, source) -> None:
         """See the source's tables, before anything else."""
 
-    def genes(self, names: list[str]) -> tuple[list[str], np.ndarray | None]:
-        """New gene names and, when genes are dropped or reordered, the positions that stay (of the old ones)."""
+    def genes(self, names: list[str]) -> tuple[list[str], np.ndarray | ColumnMap | None]:
+        """New gene names and, when genes change places, the positions that stay (of the old ones), or a map that adds columns up."""
         return names, None
+
+    def column_map(self, names: list[str]) -> tuple[list[str], np.ndarray]:
+        """New gene names and, per old gene, int32 where its column goes: -1 drops it, columns with one target are added up."""
+        after, columns = self.genes(names)
+        return after, ColumnMap.of(columns, len(names)).target
 
     def values(self, chunk: sparse.csr_matrix, names: list[str]) -> sparse.csr_matrix:
         """New values of the same cells and genes; may change `chunk.data` in place."""
         return chunk
+
+    @property
+    def changes_values(self) -> bool:
+        """Whether `values` does anything."""
+        return type(self).values is not Step.values
 
     def obs_columns(self, chunk: sparse.csr_matrix, names: list[str]) -> dict[str, np.ndarray]:
         """Columns (cells of the chunk,) that this step adds to obs."""
@@ -41,8 +53,12 @@ class Step(Section):
     def observe(self, chunk: sparse.csr_matrix, names: list[str]) -> None:
         """See one chunk of the cells to fit on (only when `needs_pass`)."""
 
-    def finish(self, names: list[str]) -> None:
-        """All chunks were seen: settle what was fitted."""
+    def observe_rows(self, chunk: sparse.csr_matrix, names: list[str], numbers: np.ndarray) -> None:
+        """As `observe`, with the source's row number of each cell, for a step that needs to know which cells it sees."""
+        self.observe(chunk, names)
+
+    def finish(self, names: list[str]) -> bool | None:
+        """All chunks were seen: settle what was fitted. True asks for another pass."""
 
     def fitted(self) -> dict[str, Any]:
         """What fitting found, as plain values; `restore` takes it back."""
@@ -122,8 +138,11 @@ class FilterGenes(Step):
         return self
 
     def observe(self, chunk: sparse.csr_matrix, names: list[str]) -> None:
-        weights = chunk.data if self._by_counts() else (chunk.data > 0).astype(np.float64)
-        number = np.bincount(chunk.indices, weights=weights, minlength=len(names))
+        if self._by_counts():
+            number = chunk.T @ np.ones(chunk.shape[0])
+        else:
+            above = chunk.indices if _all_positive(chunk) else chunk.indices[chunk.data > 0]
+            number = np.bincount(above, minlength=len(names))
         self.number_ = number if self.number_ is None else self.number_ + number
 
     def _by_counts(self) -> bool:
@@ -159,6 +178,7 @@ class QcMetrics(Step):
     total_counts_iqr_scale: float | None = Field(None, ge=0)
     bounds_: tuple[float, float] | None = Field(None, exclude=True)
     totals_: list[Any] = Field(default_factory=list, exclude=True)
+    mitochondrial_: Any = Field(None, exclude=True)
 
     @property
     def needs_pass(self) -> bool:  # type: ignore[override]
@@ -170,9 +190,12 @@ class QcMetrics(Step):
     def _mitochondrial(self, chunk: sparse.csr_matrix, names: list[str]) -> np.ndarray:
         if self.pct_counts_mt is None:
             return np.ones(chunk.shape[0], dtype=bool)
-        is_mt = np.array([name.startswith("MT-") for name in names])
+        if self.mitochondrial_ is None or self.mitochondrial_[0] is not names:
+            self.mitochondrial_ = (names, np.array([name.startswith("MT-") for name in names], dtype=bool))
         totals = row_sums(chunk)
-        share = row_sums(_only(chunk, is_mt))
+        found = np.flatnonzero(self.mitochondrial_[1][chunk.indices])
+        rows = np.searchsorted(chunk.indptr, found, side="right") - 1
+        share = np.bincount(rows, weights=chunk.data[found], minlength=chunk.shape[0]).astype(np.float32)
         with np.errstate(divide="ignore", invalid="ignore"):
             percent = share / totals * 100
         return np.nan_to_num(percent) < self.pct_counts_mt
@@ -279,11 +302,21 @@ class ScaleCounts(Step):
 
 def row_sums(chunk: sparse.csr_matrix) -> np.ndarray:
     """float32 (cells,): total value of each cell."""
-    return np.asarray(chunk.sum(axis=1), dtype=np.float32).ravel()
+    sums = np.zeros(chunk.shape[0], dtype=np.float32)
+    filled = np.flatnonzero(np.diff(chunk.indptr))
+    if len(filled):
+        sums[filled] = np.add.reduceat(chunk.data, chunk.indptr[filled])
+    return sums
+
+
+def _all_positive(chunk: sparse.csr_matrix) -> bool:
+    return not chunk.nnz or bool(chunk.data.min() > 0)
 
 
 def row_counts(chunk: sparse.csr_matrix) -> np.ndarray:
     """int64 (cells,): number of values above zero of each cell."""
+    if _all_positive(chunk):
+        return np.diff(chunk.indptr).astype(np.int64)
     positive = np.concatenate([[0], np.cumsum(chunk.data > 0)])
     return positive[chunk.indptr[1:]] - positive[chunk.indptr[:-1]]
 

@@ -53,7 +53,7 @@ class CellDataset(Dataset):
 
     def __getitems__(self, keys: list[tuple[int, int]]) -> dict[str, Any]:
         chosen = self.rows[np.fromiter((index for _, index in keys), dtype=np.int64, count=len(keys))]
-        return self.builder.build(chosen, 0 if self.evaluation else keys[0][0])
+        return self.builder.build(chosen, 0 if self.evaluation else keys[0][0], training=not self.evaluation)
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
         """The batch of one cell, in epoch 0 unless (epoch, index) is given."""

@@ -1,6 +1,5 @@
 """What a batch is made of: the fields, and how cells are ordered, cut, padded and masked. Checked before any cell is read."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,9 +7,11 @@ import numpy as np
 
 from bmfm_pipeline.errors import ConfigError
 
-STRATEGIES = ("language_modeling", "sequence_classification", "multitask")
-ORDERS = (None, "random", "sorted")
+STRATEGIES = ("language_modeling", "sequence_classification", "multitask", "sequence_labeling")
+ORDERS = (None, "random", "sorted", "chromosomal")
 PADDINGS = ("max_length", "longest", True, False)
+DEPTHS = ("downsample", "poisson_downsample", "equal")
+LABEL_SETS = ("input", "non_input", "all")
 
 
 @dataclass(frozen=True)
@@ -37,13 +38,48 @@ class FieldSpec:
 
 
 @dataclass(frozen=True)
+class ZeroExposure:
+    """Which of a cell's unexpressed genes stand beside the expressed ones.
+
+    `strategy`: "batch_wise" shows first the zeros of genes that another cell of the batch expresses, then others (in training;
+    elsewhere any, so that a cell does not depend on its neighbours); "random" any zeros.
+    `interleave_zero_ratio` is the share of expressed genes where they take turns with zeros, in cycles of `granularity` genes
+    (batch_wise only); None puts all expressed genes first. With probability `expressed_sample_ratio` a cell is shown without zeros.
+    """
+
+    strategy: str = "batch_wise"
+    interleave_zero_ratio: float | None = None
+    expressed_sample_ratio: float = 0.0
+    granularity: int = 10
+
+    @property
+    def cycle(self) -> tuple[int, int]:
+        """How many expressed genes and how many zeros take turns; (0, 0): expressed genes first."""
+        share = self.interleave_zero_ratio
+        if share is None or share >= 1:
+            return 0, 0
+        if share <= 0:
+            return 0, 1
+        return max(1, int(share * self.granularity)), max(1, int((1 - share) * self.granularity))
+
+
+@dataclass(frozen=True)
 class BatchingConfig:
     """How cells become a batch. Lengths in tokens, special ones included; ratios in 0..1.
 
     `padding`: "max_length", "longest" (also True), or False: no rounding up to `pad_to_multiple_of`, cells still padded to the
     longest of the batch. `max_mfi_data_len` cuts the genes of a cell before special tokens are added. `limit_genes=None` keeps
     genes without a token, as [UNK]. `prefix_ids` stand before the genes ([CLS] alone by default). `log_normalize_transform`:
-    x -> ln(1 + 10000 x / (sum(x) + 1)), the sum over the genes kept by `max_mfi_data_len`.
+    x -> ln(1 + log_normalize_sum x / (sum(x) + 1)), the sum over the genes kept by `max_mfi_data_len`.
+
+    `values_from` names the matrix of the store that cells are read from (None: X). `sequence_dropout_factor`: a share in [0, 1) drops
+    genes independently, a whole number one block of as many. `selective_dropout` is the share f of genes dropped by weight: with
+    r = weight / mean weight, a gene goes with probability f r / (1 + f (r - 1)). Both apply in training only. `expose_zeros` shows
+    unexpressed genes too, as `zeros` says or all of them in the order of the columns.
+    `rda_transform`: a read-depth mode of `DEPTHS`, or the number of reads asked for; `depth_ids` are the ids of [S] and [T].
+    Modes that reduce cells do so in training and wherever fields are masked; elsewhere all reads are shown.
+    `wced_targets` names the label sets of whole-cell targets, which take the place of masking; `wced_normalize` puts them on the scale
+    of the model's input. `weigh_evaluation`: whether masking weights hold in evaluation too.
     """
 
     collation_strategy: str = "multitask"
@@ -63,16 +99,32 @@ class BatchingConfig:
     limit_genes: str | None = "tokenizer"
     prefix_ids: tuple[int, ...] = (3,)
     log_normalize_transform: bool = False
+    log_normalize_sum: float = 10000.0
+    values_from: str | None = None
+    sequence_dropout_factor: float | int | None = None
+    selective_dropout: float = 0.0
+    expose_zeros: bool = False
+    zeros: ZeroExposure | None = None
+    rda_transform: str | int | None = None
+    depth_ids: tuple[int, int] | None = None
+    wced_targets: tuple[str, ...] = ()
+    wced_normalize: bool = True
+    weigh_evaluation: bool = True
 
     @property
     def masks(self) -> bool:
         """Whether masked fields are masked and labelled."""
-        return self.mlm and self.collation_strategy != "sequence_classification"
+        return self.mlm and self.collation_strategy in ("language_modeling", "multitask") and not self.wced_targets
+
+    @property
+    def lead(self) -> int:
+        """How many entries stand before a cell's genes to tell its read depth."""
+        return 0 if self.rda_transform is None else 2
 
     @property
     def with_label_columns(self) -> bool:
         """Whether batches carry the labels of label columns."""
-        return self.collation_strategy != "language_modeling"
+        return self.collation_strategy in ("sequence_classification", "multitask")
 
 
 def check_settings(config: BatchingConfig, fields: Sequence[FieldSpec]) -> None:
@@ -81,7 +133,8 @@ def check_settings(config: BatchingConfig, fields: Sequence[FieldSpec]) -> None:
     _one_of("collation_strategy", config.collation_strategy, STRATEGIES)
     _one_of("sequence_order", config.sequence_order, ORDERS)
     _one_of("limit_genes", config.limit_genes, ("tokenizer", None))
-    for key in ("change_ratio", "mask_ratio", "switch_ratio"):
+    _check_reshaping(config)
+    for key in ("change_ratio", "mask_ratio", "switch_ratio", "selective_dropout"):
         if not 0 <= getattr(config, key) <= 1:
             raise ConfigError(f"{key} must lie in 0..1, found {getattr(config, key)!r}")
     if config.mask_ratio + config.switch_ratio > 1 + 1e-9:
@@ -98,10 +151,11 @@ def _one_of(key: str, value, known: Sequence) -> None:
 
 def _check_lengths(config: BatchingConfig) -> None:
     _one_of("padding", config.padding, PADDINGS)
-    if config.max_length < len(config.prefix_ids) + 2:
+    if config.max_length < len(config.prefix_ids) + config.lead + 2:
         raise ConfigError(f"max_length {config.max_length} leaves no room for a gene between [CLS] and [SEP]")
-    if config.max_mfi_data_len is not None and config.max_mfi_data_len < 1:
-        raise ConfigError(f"max_mfi_data_len must be at least 1 or null, found {config.max_mfi_data_len}")
+    least = 1 + config.lead
+    if config.max_mfi_data_len is not None and config.max_mfi_data_len < least:
+        raise ConfigError(f"max_mfi_data_len must be at least {least} or null, found {config.max_mfi_data_len}")
     multiple = config.pad_to_multiple_of
     if multiple and config.truncation and config.padding is not False and config.max_length % multiple:
         lower = config.max_length // multiple * multiple
@@ -109,6 +163,38 @@ def _check_lengths(config: BatchingConfig) -> None:
         raise ConfigError(
             f"max_length {config.max_length} is not a multiple of pad_to_multiple_of {multiple}; use max_length {near}"
         )
+
+
+def _check_reshaping(config: BatchingConfig) -> None:
+    drop = config.sequence_dropout_factor
+    if drop is not None and (isinstance(drop, bool) or drop < 0 or (isinstance(drop, float) and drop >= 1)):
+        raise ConfigError(
+            f"sequence_dropout_factor must be a share below 1, or a whole number of genes in one block; found {drop!r}"
+        )
+    if config.zeros is not None:
+        zeros = config.zeros
+        _one_of("pad_zero_expression_strategy.strategy", zeros.strategy, ("batch_wise", "random"))
+        if not config.expose_zeros:
+            raise ConfigError("pad_zero_expression_strategy has no zeros to show: set dataset_kwargs.expose_zeros=all")
+        for key in ("interleave_zero_ratio", "expressed_sample_ratio"):
+            if not 0 <= (getattr(zeros, key) or 0) <= 1:
+                raise ConfigError(f"pad_zero_expression_strategy.{key} must lie in 0..1, found {getattr(zeros, key)!r}")
+        if zeros.granularity < 1:
+            raise ConfigError(f"pad_zero_expression_strategy.granularity must be at least 1, found {zeros.granularity}")
+    depth = config.rda_transform
+    if depth is not None:
+        if isinstance(depth, str):
+            _one_of("rda_transform", depth, DEPTHS)
+        elif isinstance(depth, bool) or depth < 1:
+            raise ConfigError(f"rda_transform must be one of {', '.join(DEPTHS)} or a number of reads, found {depth!r}")
+        if config.depth_ids is None:
+            raise ConfigError("rda_transform needs the tokens [S] and [T]: give depth_ids, their ids")
+        if config.log_normalize_transform:
+            raise ConfigError("rda_transform normalises by itself: set log_normalize_transform=false")
+        if config.masks and config.switch_ratio > 0:
+            raise ConfigError("switch_ratio > 0 cannot be combined with rda_transform; set switch_ratio=0")
+    for name in config.wced_targets:
+        _one_of("wced label_sets", name, LABEL_SETS)
 
 
 def _check_fields(config: BatchingConfig, fields: Sequence[FieldSpec]) -> None:
@@ -139,17 +225,3 @@ def _check_fields(config: BatchingConfig, fields: Sequence[FieldSpec]) -> None:
         raise ConfigError(
             f"prevent_attention_to_masked with several masked fields ({', '.join(masked)}) needs comask_across_fields=true"
         )
-
-
-def gene_mask_weights(names: Sequence[str], patterns: Sequence[tuple[str, float]]) -> np.ndarray:
-    """Relative masking rate of each gene, float32 (genes,): the product of the weights of all patterns that match its start.
-
-    A rate of 0 keeps a gene from ever being masked, e.g. ("^RP", 0.0).
-    """
-    weights = np.ones(len(names), dtype=np.float32)
-    for pattern, weight in patterns:
-        if weight < 0:
-            raise ConfigError(f"masking weight of pattern {pattern!r} must not be negative, found {weight}")
-        expression = re.compile(pattern)
-        weights[[expression.match(name) is not None for name in names]] *= weight
-    return weights

@@ -3,7 +3,7 @@
 import pytest
 from batching_cases import column_ids, make_builder, many_cells
 
-from bmfm_pipeline.batching import BatchBuilder, BatchingConfig, FieldSpec
+from bmfm_pipeline.batching import BatchBuilder, BatchingConfig, FieldSpec, ZeroExposure
 from bmfm_pipeline.errors import ConfigError
 
 
@@ -19,10 +19,29 @@ from bmfm_pipeline.errors import ConfigError
         ({"max_mfi_data_len": 0}, "max_mfi_data_len"),
         ({"padding": "longst"}, "padding must be one of max_length, longest"),
         (
-            {"sequence_order": "chromosomal_uce"},
-            "sequence_order must be one of None, random, sorted; found 'chromosomal_uce'",
+            {"sequence_order": "by_name"},
+            "sequence_order must be one of None, random, sorted, chromosomal; found 'by_name'",
         ),
-        ({"collation_strategy": "sequence_labeling"}, "collation_strategy"),
+        ({"collation_strategy": "labeling"}, "collation_strategy"),
+        ({"sequence_order": "chromosomal"}, "needs gene_positions"),
+        ({"sequence_dropout_factor": 1.0}, "share below 1, or a whole number"),
+        ({"sequence_dropout_factor": -1}, "sequence_dropout_factor"),
+        ({"selective_dropout": 1.2}, "selective_dropout must lie in 0..1"),
+        ({"zeros": ZeroExposure()}, "set dataset_kwargs.expose_zeros=all"),
+        ({"zeros": ZeroExposure("batchwise"), "expose_zeros": True}, "must be one of batch_wise, random"),
+        (
+            {"zeros": ZeroExposure(interleave_zero_ratio=2), "expose_zeros": True},
+            "interleave_zero_ratio must lie in 0..1",
+        ),
+        ({"zeros": ZeroExposure(granularity=0), "expose_zeros": True}, "granularity must be at least 1"),
+        ({"rda_transform": "equal"}, r"\[S\] and \[T\]"),
+        ({"rda_transform": "down", "depth_ids": (0, 0)}, "must be one of downsample, poisson_downsample, equal"),
+        ({"rda_transform": 0, "depth_ids": (0, 0)}, "number of reads"),
+        ({"rda_transform": 500, "depth_ids": (0, 0), "log_normalize_transform": True}, "normalises by itself"),
+        ({"rda_transform": 500, "depth_ids": (0, 0), "mask_ratio": 0.5, "switch_ratio": 0.5}, "set switch_ratio=0"),
+        ({"rda_transform": 500, "depth_ids": (0, 0), "max_mfi_data_len": 2}, "max_mfi_data_len must be at least 3"),
+        ({"rda_transform": 500, "depth_ids": (0, 0), "max_length": 4, "pad_to_multiple_of": None}, "no room"),
+        ({"wced_targets": ("every",)}, "must be one of input, non_input, all"),
         ({"limit_genes": "L1000"}, "limit_genes"),
         ({"change_ratio": 1.5}, "change_ratio must lie in 0..1"),
         ({"mask_ratio": 0.9, "switch_ratio": 0.2}, "must not exceed 1"),

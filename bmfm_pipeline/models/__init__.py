@@ -3,7 +3,16 @@
 Importing this room registers its types with AutoConfig and AutoModel, so it imports torch and transformers.
 """
 
-from bmfm_pipeline.models.configuration import MultitaskConfig, SCBertConfig, describe_label_dict
+from bmfm_pipeline.models.backbone import Backbone, MultitaskOutput
+from bmfm_pipeline.models.configuration import (
+    MultitaskConfig,
+    SCBertConfig,
+    SCLlamaConfig,
+    SCModernBertConfig,
+    SCNystromformerConfig,
+    SCPerformerConfig,
+    describe_label_dict,
+)
 from bmfm_pipeline.models.loading import (
     LoadReport,
     initialise_from,
@@ -12,20 +21,33 @@ from bmfm_pipeline.models.loading import (
     read_config,
     read_state_dict,
 )
-from bmfm_pipeline.models.multitask import MultitaskModel, MultitaskOutput
+from bmfm_pipeline.models.multitask import MultitaskModel
 from bmfm_pipeline.models.pooling import POOLING_METHODS, pool
 from bmfm_pipeline.models.registry import BACKBONES, build_model, find_backbone, register_auto_classes
 from bmfm_pipeline.models.scbert import SCBertForMultitask
+from bmfm_pipeline.models.scllama import SCLlamaForMultitask
+from bmfm_pipeline.models.scmodernbert import SCModernBertForMultitask
+from bmfm_pipeline.models.scnystromformer import SCNystromformerForMultitask
+from bmfm_pipeline.models.scperformer import SCPerformerForMultitask
 
 __all__ = [
     "BACKBONES",
     "POOLING_METHODS",
+    "Backbone",
     "LoadReport",
     "MultitaskConfig",
     "MultitaskModel",
     "MultitaskOutput",
     "SCBertConfig",
     "SCBertForMultitask",
+    "SCLlamaConfig",
+    "SCLlamaForMultitask",
+    "SCModernBertConfig",
+    "SCModernBertForMultitask",
+    "SCNystromformerConfig",
+    "SCNystromformerForMultitask",
+    "SCPerformerConfig",
+    "SCPerformerForMultitask",
     "build_model",
     "describe_label_dict",
     "find_backbone",

@@ -1,54 +1,55 @@
 """The post-norm BERT encoder: self-attention and feed-forward, each followed by residual and LayerNorm.
 
-Devlin et al. 2019 (BERT), without token types; module names are those of the published scBERT-style weights.
+Devlin et al. 2019 (BERT), without token types; module names are those of the published scBERT-style weights. What attends is given
+by the backbone, so encoders that approximate attention share the rest.
 """
 
-import math
+from collections.abc import Callable
+from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from bmfm_pipeline.models.configuration import SCBertConfig
+from bmfm_pipeline.models.attention import Visibility, attend, join_heads, split_heads
+from bmfm_pipeline.models.configuration import MultitaskConfig, SCBertConfig
 
 
-class SelfAttention(nn.Module):
-    """Multi-head attention, fused (`torch`) or classic, which keeps the attention weights."""
+class Projections(nn.Module):
+    """The query, key and value projections, which every kind of self-attention begins with."""
 
-    def __init__(self, config: SCBertConfig):
+    def __init__(self, config: MultitaskConfig):
         super().__init__()
         self.heads = config.num_attention_heads
-        self.fused = config.attention == "torch"
         self.query = nn.Linear(config.hidden_size, config.hidden_size)
         self.key = nn.Linear(config.hidden_size, config.hidden_size)
         self.value = nn.Linear(config.hidden_size, config.hidden_size)
         self.dropout = nn.Dropout(config.attention_probs_dropout_prob)
 
-    def forward(self, hidden: Tensor, allowed: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """(B, L, H) states and a boolean mask that broadcasts to (B, heads, L, L), True where a key may be seen."""
-        batch, length, size = hidden.shape
-        query, key, value = (
-            layer(hidden).view(batch, length, self.heads, size // self.heads).transpose(1, 2)
-            for layer in (self.query, self.key, self.value)
-        )
-        if self.fused:
-            rate = self.dropout.p if self.training else 0.0
-            mixed, weights = scaled_dot_product_attention(query, key, value, attn_mask=allowed, dropout_p=rate), None
-        else:
-            scores = query @ key.transpose(-1, -2) / math.sqrt(size // self.heads)
-            if allowed is not None:
-                scores = scores.masked_fill(~allowed, torch.finfo(scores.dtype).min)
-            weights = torch.softmax(scores, dim=-1)
-            mixed = self.dropout(weights).to(value.dtype) @ value
-        return mixed.transpose(1, 2).reshape(batch, length, size), weights
+    def project(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, L, H) -> query, key and value, each (B, heads, L, H / heads)"""
+        query, key, value = (split_heads(layer(hidden), self.heads) for layer in (self.query, self.key, self.value))
+        return query, key, value
+
+
+class SelfAttention(Projections):
+    """Softmax attention in the way that `config.attention` names; the classic one keeps its weights."""
+
+    def __init__(self, config: SCBertConfig):
+        super().__init__(config)
+        self.how = config.attention
+
+    def forward(self, hidden: Tensor, seen: Visibility) -> tuple[Tensor, Tensor | None]:
+        """(B, L, H) states -> (B, L, H), and the weights (B, heads, L, L) or None"""
+        rate = self.dropout.p if self.training else 0.0
+        mixed, weights = attend(*self.project(hidden), seen, rate, self.how)
+        return join_heads(mixed), weights
 
 
 class ResidualOutput(nn.Module):
     """Linear, dropout, residual, LayerNorm."""
 
-    def __init__(self, width: int, config: SCBertConfig):
+    def __init__(self, width: int, config: MultitaskConfig):
         super().__init__()
         self.dense = nn.Linear(width, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
@@ -59,18 +60,18 @@ class ResidualOutput(nn.Module):
 
 
 class Attention(nn.Module):
-    def __init__(self, config: SCBertConfig):
+    def __init__(self, config: MultitaskConfig, build_attention: Callable[[Any], nn.Module]):
         super().__init__()
-        self.self = SelfAttention(config)
+        self.self = build_attention(config)
         self.output = ResidualOutput(config.hidden_size, config)
 
-    def forward(self, hidden: Tensor, allowed: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        mixed, weights = self.self(hidden, allowed)
+    def forward(self, hidden: Tensor, seen: Any) -> tuple[Tensor, Tensor | None]:
+        mixed, weights = self.self(hidden, seen)
         return self.output(mixed, hidden), weights
 
 
 class Intermediate(nn.Module):
-    def __init__(self, config: SCBertConfig):
+    def __init__(self, config: MultitaskConfig):
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
         self.activation = ACT2FN[config.hidden_act]
@@ -80,44 +81,36 @@ class Intermediate(nn.Module):
 
 
 class BertLayer(GradientCheckpointingLayer):
-    def __init__(self, config: SCBertConfig):
+    def __init__(self, config: MultitaskConfig, build_attention: Callable[[Any], nn.Module]):
         super().__init__()
-        self.attention = Attention(config)
+        self.attention = Attention(config, build_attention)
         self.intermediate = Intermediate(config)
         self.output = ResidualOutput(config.intermediate_size, config)
 
-    def forward(self, hidden: Tensor, allowed: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        attended, weights = self.attention(hidden, allowed)
+    def forward(self, hidden: Tensor, seen: Any) -> tuple[Tensor, Tensor | None]:
+        attended, weights = self.attention(hidden, seen)
         return self.output(self.intermediate(attended), attended), weights
 
 
 class BertEncoder(nn.Module):
-    def __init__(self, config: SCBertConfig):
+    """The layers one after another. `build_attention(config)` makes the self-attention of a layer: (states, seen) -> (states, weights)."""
+
+    def __init__(self, config: MultitaskConfig, build_attention: Callable[[Any], nn.Module]):
         super().__init__()
-        self.layer = nn.ModuleList([BertLayer(config) for _ in range(config.num_hidden_layers)])
+        self.layer = nn.ModuleList([BertLayer(config, build_attention) for _ in range(config.num_hidden_layers)])
 
     def forward(
-        self, hidden: Tensor, allowed: Tensor | None, keep_states: bool = False, keep_weights: bool = False
+        self, hidden: Tensor, seen: Any, keep_states: bool = False, keep_weights: bool = False
     ) -> tuple[Tensor, tuple[Tensor, ...] | None, tuple[Tensor, ...] | None]:
-        """Last states, and on request the states before and after every layer and the attention weights of every layer."""
+        """Last states, and on request the states before and after every layer and the attention weights of every layer.
+
+        `seen` says which keys are seen, in whatever form the self-attention takes it.
+        """
         states, attentions = [hidden], []
         for layer in self.layer:
-            hidden, weights = layer(hidden, allowed)
+            hidden, weights = layer(hidden, seen)
             if keep_states:
                 states.append(hidden)
             if keep_weights:
                 attentions.append(weights)
         return hidden, tuple(states) if keep_states else None, tuple(attentions) if keep_weights else None
-
-
-def attention_allowed(attention_mask: Tensor | None) -> Tensor | None:
-    """Boolean mask (B, 1, 1, L) or (B, 1, L, L), True where a key may be seen, from a 0/1 mask (B, L) or (B, L, L)."""
-    if attention_mask is None:
-        return None
-    if attention_mask.dim() == 2:
-        return attention_mask.to(torch.bool)[:, None, None, :]
-    if attention_mask.dim() == 3:
-        return attention_mask.to(torch.bool)[:, None]
-    raise ValueError(
-        f"attention_mask has shape {tuple(attention_mask.shape)}; expected (batch, length) or (batch, length, length)"
-    )

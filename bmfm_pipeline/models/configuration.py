@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
@@ -84,7 +85,12 @@ class MultitaskConfig(PretrainedConfig):
 
 
 class SCBertConfig(MultitaskConfig):
-    """Post-norm BERT encoder. `attention` is `torch` (fused scaled_dot_product_attention) or None (classic, can return attentions)."""
+    """Post-norm BERT encoder.
+
+    `attention` is `torch` (fused scaled_dot_product_attention), `flex` (on a GPU; elsewhere computed as `torch`) or None or `classic`
+    (the attention matrix is formed, and can be returned). `use_cache` and `attention_kwargs` are names of existing configurations
+    that an encoder has no use for.
+    """
 
     model_type = "scbert"
 
@@ -94,12 +100,164 @@ class SCBertConfig(MultitaskConfig):
 
     def check(self) -> None:
         super().check()
-        if self.attention == "classic":
-            self.attention = None
-        if self.attention not in (None, "torch"):
+        self.attention = _attention(self.attention)
+
+
+class SCPerformerConfig(MultitaskConfig):
+    """BERT encoder whose attention is computed through random features (FAVOR+), linear in the length.
+
+    `kernel_type`: `exp` or `cosh` (positive features of softmax), `relu` or `elu` (generalised attention). `kernel_epsilon` is added
+    to every feature. `num_random_features`: per head, default int(d ln d) for heads of width d. `feature_generation_algorithm`: `qr`
+    (orthogonal) or `gaussian`; `regularize_feature_norms` gives every feature the norm sqrt(d). `feature_redraw_interval`: number of
+    training passes after which features are drawn anew, default never. `feature_seed`: what they are drawn from, with layer and number of
+    the draw; None takes a number from torch's global generator and keeps it here. `normalize_output: false` leaves queries and keys
+    unscaled. `legacy_attention: true` computes as published weights were trained: padding counts in the normaliser, and the norms of
+    unscaled queries and keys enter the features.
+    """
+
+    model_type = "scperformer"
+
+    kernel_type: str = "exp"
+    kernel_epsilon: float = 1e-4
+    num_random_features: int | None = None
+    normalize_output: bool = True
+    feature_generation_algorithm: str = "qr"
+    regularize_feature_norms: bool = True
+    feature_redraw_interval: int | None = None
+    feature_seed: int | None = None
+    legacy_attention: bool = False
+
+    def check(self) -> None:
+        super().check()
+        if self.feature_generation_algorithm in ("auto", "guassian"):  # spellings of existing configurations
+            self.feature_generation_algorithm = {"auto": "qr", "guassian": "gaussian"}[
+                self.feature_generation_algorithm
+            ]
+        _one_of("kernel_type", self.kernel_type, ("exp", "cosh", "relu", "elu"))
+        _one_of("feature_generation_algorithm", self.feature_generation_algorithm, ("qr", "gaussian"))
+        for name in ("num_random_features", "feature_redraw_interval"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ConfigError(f"model.{name} is {getattr(self, name)}; it is 1 or more, or null")
+
+    @property
+    def features(self) -> int:
+        """Random features per head."""
+        width = self.hidden_size // self.num_attention_heads
+        return self.num_random_features or max(1, int(width * math.log(width)))
+
+
+class SCNystromformerConfig(MultitaskConfig):
+    """BERT encoder with Nystrom attention: `num_landmarks` averages of queries and keys stand for all of them.
+
+    `inverse_method` (`original`, `newton`, `chebyshev`) and `inverse_n_iter`: how the pseudo-inverse is approximated.
+    `conv_kernel_size`: width of the depthwise convolution over values that is added. `legacy_attention: true` computes as published
+    weights were trained: padding counts in the landmarks, whose number must divide the length, and the pseudo-inverse starts from a
+    scale shared by the batch.
+    """
+
+    model_type = "scnystromformer"
+
+    hidden_act: str = "gelu_new"
+    layer_norm_eps: float = 1e-5
+    num_landmarks: int = 64
+    conv_kernel_size: int = 65
+    inverse_method: str = "original"
+    inverse_n_iter: int = 6
+    legacy_attention: bool = False
+
+    def check(self) -> None:
+        super().check()
+        _one_of("inverse_method", self.inverse_method, ("original", "newton", "chebyshev"))
+        for name in ("num_landmarks", "conv_kernel_size", "inverse_n_iter"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"model.{name} is {getattr(self, name)}; it is 1 or more")
+        if self.conv_kernel_size % 2 == 0:
             raise ConfigError(
-                f"model.attention is {self.attention!r}; for scbert there are 'torch' and null or 'classic'"
+                f"model.conv_kernel_size is {self.conv_kernel_size}; it is odd, so that a window has a middle"
             )
+
+
+class SCModernBertConfig(MultitaskConfig):
+    """Pre-norm encoder with rotary positions, gated feed-forward and, in two layers of three, attention in a window.
+
+    Layer i attends globally when i is a multiple of `global_attn_every_n_layers`, else to keys at most `local_attention` / 2 away.
+    `hidden_dropout_prob` is that of the embeddings. `legacy_attention: true` computes as published weights were trained: every layer
+    turns by `global_rope_theta`, and padding that sees no key averages all values. `initializer_cutoff_factor`: where the normal distribution of first weights is cut, in standard deviations.
+    """
+
+    model_type = "scmodernbert"
+
+    num_hidden_layers: int = 22
+    intermediate_size: int = 1152
+    hidden_dropout_prob: float = 0.0
+    attention_probs_dropout_prob: float = 0.0
+    mlp_dropout: float = 0.0
+    classifier_dropout: float | None = 0.0
+    layer_norm_eps: float = 1e-5
+    max_position_embeddings: int = 8192
+    attention: str | None = "torch"
+    local_attention: int = 128
+    global_attn_every_n_layers: int = 3
+    global_rope_theta: float = 160000.0
+    local_rope_theta: float = 10000.0
+    legacy_attention: bool = False
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    norm_bias: bool = False
+    initializer_cutoff_factor: float = 2.0
+
+    def check(self) -> None:
+        super().check()
+        self.attention = _attention(self.attention)
+        if self.hidden_size // self.num_attention_heads % 2:
+            raise ConfigError(
+                f"model.hidden_size {self.hidden_size} / model.num_attention_heads {self.num_attention_heads} is odd; rotary positions "
+                "turn pairs of numbers"
+            )
+        for name in ("local_attention", "global_attn_every_n_layers"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"model.{name} is {getattr(self, name)}; it is 1 or more")
+
+
+class SCLlamaConfig(MultitaskConfig):
+    """Pre-norm encoder in the style of Llama: RMSNorm, SwiGLU, no biases, attention in both directions, no positions by default.
+
+    `intermediate_size: null` is two thirds of 4 H, rounded up to a multiple of 256. `num_memory_tokens` learned tokens stand behind
+    every cell inside the encoder. `initializer_range: null` draws Linear weights as torch does. `hidden_act` is that of the heads.
+    """
+
+    model_type = "scllama"
+
+    intermediate_size: int | None = None
+    hidden_dropout_prob: float = 0.0
+    attention_probs_dropout_prob: float = 0.0
+    classifier_dropout: float | None = 0.0
+    initializer_range: float | None = None
+    rms_norm_eps: float = 1e-5
+    attention: str | None = "torch"
+    num_memory_tokens: int = 0
+
+    def check(self) -> None:
+        super().check()
+        self.attention = _attention(self.attention)
+        if self.num_memory_tokens < 0:
+            raise ConfigError(f"model.num_memory_tokens is {self.num_memory_tokens}; it is 0 or more")
+
+    @property
+    def feed_forward_size(self) -> int:
+        """Width of the feed-forward layer."""
+        return self.intermediate_size or 256 * math.ceil(int(2 * 4 * self.hidden_size / 3) / 256)
+
+
+def _attention(name: str | None) -> str | None:
+    _one_of("attention", name, ("torch", "flex", "classic", None))
+    return None if name == "classic" else name
+
+
+def _one_of(key: str, value: Any, known: tuple) -> None:
+    if value not in known:
+        listed = ", ".join("null" if one is None else repr(one) for one in known)
+        raise ConfigError(f"model.{key} is {value!r}; there are {listed}")
 
 
 def describe_label_dict(values: Mapping[str, int]) -> dict[str, Any]:

@@ -1,13 +1,15 @@
 """Pretrained gene vectors: a text table of `token v1 ... vd` lines put into an embedding whose rows are then kept as they are."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bmfm_pipeline.errors import DataError
+from bmfm_pipeline.errors import ConfigError, DataError
 
 
 class PartlyFrozenEmbedding(nn.Embedding):
@@ -22,11 +24,67 @@ class PartlyFrozenEmbedding(nn.Embedding):
         # The gradient is cut at the positions that look a frozen row up, which costs nothing in the size of the table.
         return torch.where(self.frozen_rows[ids].unsqueeze(-1), vectors.detach(), vectors)
 
-    def fill(self, rows: Tensor, vectors: Tensor) -> None:
-        """Write `vectors` (n, d) into `rows` (n,) and freeze these."""
+    def fill(self, rows: Tensor, vectors: Tensor, frozen: Tensor | None = None) -> None:
+        """Write `vectors` (n, d) into `rows` (n,) and freeze these, or those in `frozen` instead."""
         with torch.no_grad():
             self.weight[rows] = vectors.to(self.weight.dtype)
-            self.frozen_rows[rows] = True
+            self.frozen_rows[rows if frozen is None else frozen] = True
+
+
+@dataclass(frozen=True)
+class PretrainedRows:
+    """Vectors (n, d) of a file for the token ids `ids` (n,), those of them that stay as they are, and how many the file had."""
+
+    ids: Tensor
+    vectors: Tensor
+    frozen: Tensor
+    rows_in_file: int
+
+
+def read_pretrained(field: str, settings: Mapping[str, Any], vocabulary: Sequence[str]) -> PretrainedRows:
+    """The rows of settings["filename"] whose token is in the vocabulary.
+
+    `pre_trained_indices_to_use` names rows of the file, counted from 0, `embedding_indices_to_freeze` token ids among those found.
+    Raises ConfigError when no token is in common or an index does not exist, DataError for an unreadable file.
+    """
+    where, file = f"fields.{field}.pretrained_embedding", settings["filename"]
+    tokens, vectors = read_vectors(file)
+    rows, ids = match_rows(tokens, vocabulary)
+    if not len(ids):
+        raise ConfigError(
+            f"{where}: none of the {len(tokens)} tokens of {file} (for example {', '.join(tokens[:3])}) is in the vocabulary (for "
+            f"example {', '.join(list(vocabulary)[5:8])}); do the gene names agree?"
+        )
+    wanted = settings.get("pre_trained_indices_to_use")
+    if wanted is not None:
+        if strange := [index for index in wanted if not 0 <= index < len(tokens)]:
+            raise ConfigError(
+                f"{where}.pre_trained_indices_to_use: {strange[:5]} are no rows of {file}, which has 0 to {len(tokens) - 1}"
+            )
+        kept = np.isin(rows, wanted)
+        rows, ids = rows[kept], ids[kept]
+        if not len(ids):
+            raise ConfigError(
+                f"{where}.pre_trained_indices_to_use: none of these rows of {file} is of a token in the vocabulary"
+            )
+    frozen = settings.get("embedding_indices_to_freeze")
+    if frozen is not None and (strange := sorted(set(frozen) - set(ids.tolist()))):
+        raise ConfigError(
+            f"{where}.embedding_indices_to_freeze: token ids {strange[:5]} got no vector from {file}; only rows that it fills "
+            f"can be frozen, for example {ids[:5].tolist()}"
+        )
+    frozen = ids if frozen is None else np.array(sorted(set(frozen)), dtype=np.int64)
+    return PretrainedRows(torch.from_numpy(ids), torch.from_numpy(vectors[rows]), torch.from_numpy(frozen), len(tokens))
+
+
+def describe_pretrained(fields: Iterable[Mapping[str, Any]]) -> list[str]:
+    """For each field of a built model with pretrained vectors, how many tokens were found, in words."""
+    return [
+        f"fields.{entry['field_name']}.pretrained_embedding: {found['rows_used']} of {entry['vocab_size']} tokens have a vector in "
+        f"{found['filename']} ({found['rows_in_file']} rows), {found['rows_frozen']} are kept as they are; the others start at random"
+        for entry in fields
+        if (found := entry.get("pretrained_embedding"))
+    ]
 
 
 def read_vectors(path: str | Path) -> tuple[list[str], np.ndarray]:
@@ -51,6 +109,8 @@ def read_vectors(path: str | Path) -> tuple[list[str], np.ndarray]:
                 vectors.append(np.array(parts[1:], dtype=np.float32))
             except ValueError as error:
                 raise DataError(f"{path}, line {number}: {error}") from None
+            if not np.isfinite(vectors[-1]).all():
+                raise DataError(f"{path}, line {number}: the vector of {parts[0]} holds a value that is not a number")
             tokens.append(parts[0])
     if len(tokens) != int(header[0]):
         raise DataError(f"{path}: {len(tokens)} vectors; the header promises {header[0]}")

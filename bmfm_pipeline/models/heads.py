@@ -4,9 +4,10 @@ import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
+from bmfm_pipeline.models.backbone import MultitaskOutput
 from bmfm_pipeline.models.configuration import MultitaskConfig
 from bmfm_pipeline.models.embeddings import FieldEmbeddings
-from bmfm_pipeline.models.schema import ModelField, ModelLabel, module_name
+from bmfm_pipeline.models.schema import MVC_STYLES, ModelField, ModelLabel, module_name
 
 
 class _Reversal(torch.autograd.Function):
@@ -48,24 +49,36 @@ class HeadTransform(nn.Module):
 
 
 class GeneQueryDecoder(nn.Module):
-    """Value of a gene from the cell's vector: inner product of the cell with a query made of the gene's embedding.
+    """Value of a gene from the cell's vector and a query made of the gene's embedding, q = sigmoid(Linear(e)).
 
-    The masked value prediction for cell modelling of scGPT (Cui et al. 2024): q = sigmoid(Linear(e)), result <W q, cell>.
+    The masked value prediction for cell modelling of scGPT (Cui et al. 2024) in its three forms: `inner product` <W q, cell>, and a
+    perceptron of one hidden layer on the two side by side (`concat query`) or on their sum (`sum query`).
     """
 
-    def __init__(self, hidden_size: int, query_field: str):
+    def __init__(self, hidden_size: int, query_field: str, arch_style: str = "inner product"):
         super().__init__()
-        self.query_field = query_field
-        self.gene_to_query = nn.Linear(hidden_size, hidden_size)
-        self.projection_matrix = nn.Linear(hidden_size, hidden_size, bias=False)
-        # Part of the published weights of the inner-product form, which does not apply it.
+        self.query_field, self.arch_style = query_field, arch_style
+        narrow = 64
+        self.gene_to_query = nn.Linear(hidden_size, narrow if arch_style == "concat query" else hidden_size)
         self.hidden_activation_fn = nn.PReLU()
-        self.hidden_activation_fn.weight.requires_grad_(False)
+        if arch_style == "inner product":
+            self.projection_matrix = nn.Linear(hidden_size, hidden_size, bias=False)
+            # Part of the published weights of this form, which does not apply it.
+            self.hidden_activation_fn.weight.requires_grad_(False)
+        else:
+            self.fc1 = nn.Linear(hidden_size + (narrow if arch_style == "concat query" else 0), narrow)
+            self.fc2 = nn.Linear(narrow, 1)
 
     def forward(self, gene_embeddings: Tensor, cell: Tensor) -> Tensor:
         """(..., H) gene embeddings and (..., H) cell vectors that broadcast -> (..., 1)"""
         query = torch.sigmoid(self.gene_to_query(gene_embeddings))
-        return (self.projection_matrix(query) * cell).sum(dim=-1, keepdim=True)
+        if self.arch_style == "inner product":
+            return (self.projection_matrix(query) * cell).sum(dim=-1, keepdim=True)
+        if self.arch_style == "concat query":
+            both = torch.cat([cell.expand(*query.shape[:-1], -1), query], dim=-1)
+        else:
+            both = cell + query
+        return self.fc2(self.hidden_activation_fn(self.fc1(both)))
 
 
 class _FieldDecoders(nn.Module):
@@ -86,7 +99,8 @@ def _decoder(item: ModelField, mode: str, options: dict, sizes: dict[str, int | 
     if mode == "wced":
         return nn.Linear(hidden_size, sizes[options["vocab_field"]] * max(1, len(options.get("logit_outputs") or [])))
     if mode.startswith("mvc_"):
-        return GeneQueryDecoder(hidden_size, options.get("query_field", item.name))
+        style = options.get("arch_style", MVC_STYLES[0])
+        return GeneQueryDecoder(hidden_size, options.get("query_field", item.name), style)
     return nn.Linear(hidden_size, 1)
 
 
@@ -254,15 +268,16 @@ class Heads(nn.Module):
 
     def forward(
         self,
-        hidden: Tensor,
-        pooled: Tensor,
+        state: MultitaskOutput,
         input_ids: Tensor | None,
         embeddings: FieldEmbeddings,
         positions: dict[str, Tensor] | None,
     ) -> dict[str, Tensor]:
+        """Scores by head, the fields' first."""
+        hidden = state.head_states
         scores: dict[str, Tensor] = {}
         if self.predictions is not None:
-            scores |= self.predictions.predictions(hidden, pooled, input_ids, embeddings, positions)
+            scores |= self.predictions.predictions(hidden, state.embeddings, input_ids, embeddings, positions)
         if self.label_predictions is not None:
-            scores |= self.label_predictions.predictions(self.dropout(pooled), hidden)
+            scores |= self.label_predictions.predictions(self.dropout(state.embeddings), hidden)
         return scores

@@ -98,6 +98,7 @@ def load_weights(
         else:
             report.loaded.append(name)
     report.unexpected = [name for name in given if name not in own]
+    _excuse_missing(report, model)
     if policy == "backbone":
         _sort_differences(report, model, given)
     elif reset:
@@ -109,6 +110,15 @@ def load_weights(
         for name in report.loaded:
             own[name].copy_(given[name])
     return report
+
+
+def _excuse_missing(report: LoadReport, model: PreTrainedModel) -> None:
+    """Tensors that published weights do not have are noted, not missing, as long as every one of the kind is absent."""
+    for ending, words in model.may_be_missing.items():
+        kind = {name for name in model.state_dict() if name.rpartition(".")[2] == ending}
+        if kind and kind <= set(report.missing):
+            report.missing = [name for name in report.missing if name not in kind]
+            report.notes.append(words)
 
 
 def _without_wrapper_prefix(state_dict: Mapping[str, Tensor], model: PreTrainedModel) -> dict[str, Tensor]:
@@ -129,7 +139,7 @@ def _head_of(name: str) -> str | None:
 
 def _field_of(name: str, model: PreTrainedModel) -> str | None:
     """The input field whose embedding a tensor is part of."""
-    prefix = f"{model.base_model_prefix}.embeddings."
+    prefix = f"{model.base_model_prefix}.{model.embeddings_name}."
     for item in model.config.input_fields:
         if name.startswith(f"{prefix}{module_name(item.name + '_embeddings')}"):
             return item.name

@@ -1,15 +1,14 @@
 """The model around any encoder: field embeddings in front, pooler, field heads and label heads behind; how weights start."""
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput
 
 from bmfm_pipeline.errors import CheckpointError
+from bmfm_pipeline.models.backbone import Backbone, MultitaskOutput
 from bmfm_pipeline.models.configuration import MultitaskConfig
 from bmfm_pipeline.models.embeddings import SinusoidalPositions
 from bmfm_pipeline.models.gene2vec import PartlyFrozenEmbedding
@@ -17,30 +16,22 @@ from bmfm_pipeline.models.heads import Heads
 from bmfm_pipeline.models.value_encoders import ScaleAdaptEncoder
 
 
-@dataclass
-class MultitaskOutput(ModelOutput):
-    """`logits` by head in a fixed order: the fields' heads in the order of the fields, then the label columns.
-
-    `last_hidden_state` (B, L, H); `embeddings` (B, H) is the pooler's output; `hidden_states` holds the embedding output and every
-    layer's; `attentions` every layer's weights (B, heads, L, L).
-    """
-
-    logits: dict[str, Tensor] | None = None
-    last_hidden_state: Tensor | None = None
-    embeddings: Tensor | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
-
-
 class MultitaskModel(PreTrainedModel):
-    """Base of the models of all backbones. A backbone has `.embeddings` (FieldEmbeddings) and `.pooler`, and is named `base_model_prefix`.
+    """Base of the models of all backbones. The backbone is the attribute that `base_model_prefix` names.
 
     Weights start as: Linear normal(0, initializer_range) with zero bias; Embedding normal(0, initializer_range) with the pad row
-    zero; LayerNorm weight 1, bias 0; learned frequencies normal(0, 2 pi basis_scale); fixed tables as their formulas say.
+    zero; LayerNorm weight 1, bias 0; learned frequencies normal(0, 2 pi basis_scale); fixed tables as their formulas say. Backbones
+    say where they differ.
     """
 
     config_class = MultitaskConfig
     supports_gradient_checkpointing = True
+    # Where in the backbone the field embeddings are.
+    embeddings_name: ClassVar[str] = "embeddings"
+    # Which parameters are the encoder's, searched for in their names; freezing the encoder freezes these.
+    encoder_pattern: ClassVar[str] = r"\.encoder\."
+    # Last part of the names of tensors that published weights may lack, and what is said when all of them are missing.
+    may_be_missing: ClassVar[dict[str, str]] = {}
 
     def __init__(self, config: MultitaskConfig):
         super().__init__(config)
@@ -48,12 +39,12 @@ class MultitaskModel(PreTrainedModel):
         self.cls = Heads(config)
         self.post_init()
 
-    def build_backbone(self, config: Any) -> nn.Module:
-        """The encoder with its embeddings and pooler; calling it returns a MultitaskOutput that lacks only the logits."""
+    def build_backbone(self, config: Any) -> Backbone:
+        """The encoder with its embeddings and pooler."""
         raise NotImplementedError(f"{type(self).__name__} has no backbone")
 
     @property
-    def backbone(self) -> nn.Module:
+    def backbone(self) -> Backbone:
         return getattr(self, self.base_model_prefix)
 
     def get_input_embeddings(self) -> nn.Module:
@@ -87,22 +78,23 @@ class MultitaskModel(PreTrainedModel):
             output_attentions=output_attentions,
             inputs_embeds=inputs_embeds,
         )
-        state.logits = self.cls(
-            state.last_hidden_state, state.embeddings, input_ids, self.backbone.embeddings, positions
-        )
+        state.logits = self.cls(state, input_ids, self.backbone.embeddings, positions)
         return state
+
+    def draw_weight(self, module: nn.Linear | nn.Embedding) -> None:
+        """First values of the weight of a Linear or an Embedding."""
+        init.normal_(module.weight, mean=0.0, std=self.config.initializer_range)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        std = self.config.initializer_range
         if isinstance(module, nn.Linear):
-            init.normal_(module.weight, mean=0.0, std=std)
+            self.draw_weight(module)
             if module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, SinusoidalPositions):
             init.copy_(module.weight, module.table())
         elif isinstance(module, nn.Embedding):
-            init.normal_(module.weight, mean=0.0, std=std)
+            self.draw_weight(module)
             # The pad row is a slice, which does not carry the mark of a weight that was already loaded.
             if module.padding_idx is not None and not getattr(module.weight, "_is_hf_initialized", False):
                 init.zeros_(module.weight[module.padding_idx])
@@ -110,7 +102,8 @@ class MultitaskModel(PreTrainedModel):
                 init.zeros_(module.frozen_rows)
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
-            init.zeros_(module.bias)
+            if module.bias is not None:
+                init.zeros_(module.bias)
         elif isinstance(module, nn.PReLU):
             init.constant_(module.weight, 0.25)
         elif isinstance(module, ScaleAdaptEncoder):

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from bmfm_pipeline.errors import ConfigError
+from bmfm_pipeline.models.attention import key_mask
 
 POOLING_METHODS = ("first_token", "pooling_layer", "mean_pooling")
 
@@ -15,8 +16,6 @@ def masked_mean(hidden: Tensor, mask: Tensor | None) -> Tensor:
     """Mean over the positions where `mask` (B, L) is 1, in float32. (B, L, H) -> (B, H). A cell without any gets zeros."""
     if mask is None:
         return hidden.mean(dim=1)
-    if mask.dim() != 2:
-        raise ValueError(f"attention_mask has shape {tuple(mask.shape)}; mean pooling needs (batch, length)")
     weights = mask.to(torch.float32).unsqueeze(-1)
     total = (hidden.float() * weights).sum(dim=1)
     return (total / weights.sum(dim=1).clamp(min=1.0)).to(hidden.dtype)
@@ -30,10 +29,13 @@ class Pooler(nn.Module):
         self.how = how
         self.dense = nn.Linear(hidden_size, hidden_size)
 
-    def forward(self, hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
-        """(B, L, H) -> (B, H)"""
-        picked = hidden[:, 0] if self.how == "cls" else masked_mean(hidden, attention_mask)
-        return torch.tanh(self.dense(picked))
+    def pick(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
+        """(B, L, H) and a mask (B, L) of what is not padding -> (B, H), before the Linear"""
+        return hidden[:, 0] if self.how == "cls" else masked_mean(hidden, mask)
+
+    def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
+        """(B, L, H) and a mask (B, L) of what is not padding -> (B, H)"""
+        return torch.tanh(self.dense(self.pick(hidden, mask)))
 
 
 def pool(output: Any, attention_mask: Tensor | None, method: str | int | Sequence[str | int] = "first_token") -> Tensor:
@@ -53,7 +55,8 @@ def pool(output: Any, attention_mask: Tensor | None, method: str | int | Sequenc
     if method == "pooling_layer":
         return output.embeddings
     if method == "mean_pooling":
-        return masked_mean(hidden[:, 1:], None if attention_mask is None else attention_mask[:, 1:])
+        mask = key_mask(attention_mask)
+        return masked_mean(hidden[:, 1:], None if mask is None else mask[:, 1:])
     if isinstance(method, int) and not isinstance(method, bool):
         if not -hidden.shape[1] <= method < hidden.shape[1]:
             raise ConfigError(f"pooling_method {method}: the batch has only {hidden.shape[1]} positions")

@@ -5,28 +5,43 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-import torch
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from bmfm_pipeline.errors import ConfigError
-from bmfm_pipeline.models.configuration import MultitaskConfig, SCBertConfig, describe_label_dict
-from bmfm_pipeline.models.gene2vec import PartlyFrozenEmbedding, match_rows, read_vectors
+from bmfm_pipeline.models.configuration import (
+    MultitaskConfig,
+    SCBertConfig,
+    SCLlamaConfig,
+    SCModernBertConfig,
+    SCNystromformerConfig,
+    SCPerformerConfig,
+    describe_label_dict,
+)
+from bmfm_pipeline.models.gene2vec import PartlyFrozenEmbedding, PretrainedRows, read_pretrained
 from bmfm_pipeline.models.multitask import MultitaskModel
 from bmfm_pipeline.models.scbert import SCBertForMultitask
 from bmfm_pipeline.models.schema import module_name
+from bmfm_pipeline.models.scllama import SCLlamaForMultitask
+from bmfm_pipeline.models.scmodernbert import SCModernBertForMultitask
+from bmfm_pipeline.models.scnystromformer import SCNystromformerForMultitask
+from bmfm_pipeline.models.scperformer import SCPerformerForMultitask
 
 
 @dataclass(frozen=True)
-class Backbone:
+class BackboneType:
     """A model type that can be built."""
 
     config_class: type[MultitaskConfig]
     model_class: type[MultitaskModel]
 
 
-BACKBONES: dict[str, Backbone] = {"scbert": Backbone(SCBertConfig, SCBertForMultitask)}
-# Types that the compatible package has and this version cannot build.
-ABSENT = ("scmodernbert", "scperformer", "scnystromformer", "scllama")
+BACKBONES: dict[str, BackboneType] = {
+    "scbert": BackboneType(SCBertConfig, SCBertForMultitask),
+    "scmodernbert": BackboneType(SCModernBertConfig, SCModernBertForMultitask),
+    "scperformer": BackboneType(SCPerformerConfig, SCPerformerForMultitask),
+    "scnystromformer": BackboneType(SCNystromformerConfig, SCNystromformerForMultitask),
+    "scllama": BackboneType(SCLlamaConfig, SCLlamaForMultitask),
+}
 
 
 def register_auto_classes() -> None:
@@ -36,15 +51,11 @@ def register_auto_classes() -> None:
         AutoModel.register(backbone.config_class, backbone.model_class, exist_ok=True)
 
 
-def find_backbone(model_type: str) -> Backbone:
-    """The backbone of a model type. Raises ConfigError, which says whether the name is unknown or only absent from this version."""
-    if model_type in BACKBONES:
-        return BACKBONES[model_type]
-    if model_type in ABSENT:
-        raise ConfigError(
-            f"model_type {model_type!r} cannot be built by this version; available: {', '.join(BACKBONES)}"
-        )
-    raise ConfigError(f"model_type {model_type!r} is unknown; available: {', '.join(BACKBONES)}")
+def find_backbone(model_type: str) -> BackboneType:
+    """The backbone of a model type. Raises ConfigError for an unknown name."""
+    if model_type not in BACKBONES:
+        raise ConfigError(f"model_type {model_type!r} is unknown; available: {', '.join(BACKBONES)}")
+    return BACKBONES[model_type]
 
 
 def build_model(
@@ -72,7 +83,7 @@ def build_model(
     backbone = find_backbone(options.pop("model_type", "scbert"))
     _refuse_unknown(options, backbone)
     columns = [_with_label_dict(dict(entry), label_dict) for entry in label_columns]
-    tables: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    tables: dict[str, PretrainedRows] = {}
     entries = []
     for entry in fields:
         entry = dict(entry)
@@ -83,14 +94,14 @@ def build_model(
         **{**options, "fields": entries, "label_columns": columns, "pad_token_id": pad_token_id}
     )
     model = backbone.model_class(config)
-    for name, (rows, vectors) in tables.items():
+    for name, found in tables.items():
         embedding = model.backbone.embeddings.get_submodule(module_name(f"{name}_embeddings"))
         assert isinstance(embedding, PartlyFrozenEmbedding)
-        embedding.fill(rows, vectors)
+        embedding.fill(found.ids, found.vectors, found.frozen)
     return model
 
 
-def _refuse_unknown(options: dict[str, Any], backbone: Backbone) -> None:
+def _refuse_unknown(options: dict[str, Any], backbone: BackboneType) -> None:
     known = {f.name for f in fields(backbone.config_class)} - {"fields", "label_columns"}
     for key in options:
         if key not in known:
@@ -121,12 +132,11 @@ def _pretrained_table(entry: dict[str, Any], vocabularies: Mapping[str, Sequence
         raise ConfigError(
             f"fields.{name}.pretrained_embedding: the tokens of the field's vocabulary are needed to place its rows"
         )
-    tokens, vectors = read_vectors(settings["filename"])
-    rows, ids = match_rows(tokens, vocabulary)
-    if not len(ids):
-        raise ConfigError(
-            f"fields.{name}.pretrained_embedding: none of the {len(tokens)} tokens of {settings['filename']} (for example "
-            f"{', '.join(tokens[:3])}) is in the vocabulary (for example {', '.join(list(vocabulary)[5:8])}); do the gene names agree?"
-        )
-    settings |= {"dimension": int(vectors.shape[1]), "rows_used": len(ids), "rows_in_file": len(tokens)}
-    return settings, (torch.from_numpy(ids), torch.from_numpy(vectors[rows]))
+    found = read_pretrained(name, settings, vocabulary)
+    settings |= {
+        "dimension": int(found.vectors.shape[1]),
+        "rows_used": len(found.ids),
+        "rows_frozen": len(found.frozen),
+        "rows_in_file": found.rows_in_file,
+    }
+    return settings, found

@@ -2,47 +2,35 @@
 
 from torch import Tensor, nn
 
-from bmfm_pipeline.models.bert_encoder import BertEncoder, attention_allowed
+from bmfm_pipeline.models.attention import attention_allowed, visibility
+from bmfm_pipeline.models.backbone import Backbone
+from bmfm_pipeline.models.bert_encoder import BertEncoder, SelfAttention
 from bmfm_pipeline.models.configuration import SCBertConfig
-from bmfm_pipeline.models.embeddings import FieldEmbeddings
-from bmfm_pipeline.models.multitask import MultitaskModel, MultitaskOutput
-from bmfm_pipeline.models.pooling import Pooler
+from bmfm_pipeline.models.multitask import MultitaskModel
 
 
-class SCBertBackbone(nn.Module):
-    """Embeddings, encoder and pooler."""
+class SCBertBackbone(Backbone):
+    """Hidden states are those before the first and after every layer."""
+
+    no_weights = "fused attention does not keep its weights; build the model with attention: null to get attentions"
 
     def __init__(self, config: SCBertConfig):
-        super().__init__()
+        super().__init__(config)
+        self.how, self.rate = config.attention, config.attention_probs_dropout_prob
         self.can_return_weights = config.attention is None
-        self.embeddings = FieldEmbeddings(config)
-        self.encoder = BertEncoder(config)
-        self.pooler = Pooler(config.hidden_size, config.classifier_pooling)
+        self.encoder = BertEncoder(config, SelfAttention)
 
-    def forward(
-        self,
-        input_ids: Tensor | None,
-        attention_mask: Tensor | None = None,
-        output_hidden_states: bool = False,
-        output_attentions: bool = False,
-        inputs_embeds: Tensor | None = None,
-    ) -> MultitaskOutput:
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give either input_ids or inputs_embeds")
-        if output_attentions and not self.can_return_weights:
-            raise ValueError(
-                "fused attention does not keep its weights; build the model with attention: null to get attentions"
-            )
-        hidden = self.embeddings(input_ids) if inputs_embeds is None else inputs_embeds
-        last, states, weights = self.encoder(
-            hidden, attention_allowed(attention_mask), output_hidden_states, output_attentions
-        )
-        pooled = self.pooler(last, attention_mask)
-        return MultitaskOutput(last_hidden_state=last, embeddings=pooled, hidden_states=states, attentions=weights)
+    def encode(self, hidden: Tensor, attention_mask: Tensor | None, keep_states: bool, keep_weights: bool):
+        rate = self.rate if self.training else 0.0
+        seen = visibility(attention_allowed(attention_mask), hidden, self.how, rate)
+        return self.encoder(hidden, seen, keep_states, keep_weights)
 
 
 class SCBertForMultitask(MultitaskModel):
-    """SCBert with a pooler, one head per decode mode of every field and one per label column."""
+    """SCBert with a pooler, one head per decode mode of every field and one per label column.
+
+    Weights start as MultitaskModel says: Linear and Embedding normal(0, initializer_range), biases zero.
+    """
 
     config_class = SCBertConfig
     base_model_prefix = "scbert"

@@ -11,6 +11,7 @@ from bmfm_pipeline.errors import ConfigError
 # Order of the heads of one field, and so of the keys in `output.logits`.
 DECODE_MODES = ("token_scores", "regression", "is_zero", "wced", "mvc_regression", "mvc_is_zero")
 CONTINUOUS = "continuous_value_encoder"
+MVC_STYLES = ("inner product", "concat query", "sum query")
 
 
 @dataclass(frozen=True)
@@ -146,12 +147,23 @@ def read_fields(entries: Iterable[Mapping[str, Any]] | None) -> list[ModelField]
                     f"(one of {sorted(f.name for f in fields if f.vocab_size)})"
                 )
         for mode in ("mvc_regression", "mvc_is_zero"):
-            query = item.decode_modes.get(mode, {}).get("query_field", item.name)
+            options = item.decode_modes.get(mode, {})
+            _check_mvc_options(f"fields.{item.name}.decode_modes.{mode}", options)
+            query = options.get("query_field", item.name)
             if mode in item.decode_modes and (query not in by_name or not by_name[query].is_input):
                 raise ConfigError(
                     f"fields.{item.name}.decode_modes.{mode}.query_field is {query!r}, which is no input field"
                 )
     return fields
+
+
+def _check_mvc_options(place: str, options: Mapping[str, Any]) -> None:
+    unknown = set(options) - {"query_field", "arch_style"}
+    if unknown:
+        raise ConfigError(f"{place}: unknown {', '.join(sorted(unknown))}; there are query_field and arch_style")
+    style = options.get("arch_style", MVC_STYLES[0])
+    if style not in MVC_STYLES:
+        raise ConfigError(f"{place}.arch_style is {style!r}; there are {', '.join(map(repr, MVC_STYLES))}")
 
 
 def read_labels(entries: Iterable[Mapping[str, Any]] | None, fields: Iterable[ModelField] = ()) -> list[ModelLabel]:

@@ -266,6 +266,21 @@ def test_task_group_and_depth_are_real():
     assert parameters["cls.label_predictions.predictions.label_decoders.c.decoder.weight"].grad is None
 
 
+@pytest.mark.parametrize("style", ["inner product", "concat query", "sum query"])
+def test_gene_queries_in_their_three_forms(style):
+    modes = {"mvc_regression": {"query_field": "genes", "arch_style": style}}
+    model = model_of(fields(decode_modes=modes), [])
+    ids, mask = batch()
+    picked = torch.tensor([2, 30])
+    full = model(ids, mask).logits["expressions_mvc_regression"]
+    some = model(ids, mask, positions={"expressions": picked}).logits["expressions_mvc_regression"]
+    assert full.shape == (4, 12, 1) and torch.allclose(full.flatten(0, 1)[picked], some, atol=1e-6)
+    assert not torch.allclose(full[0, 1], full[0, 2]) and not torch.allclose(full[0, 0], full[1, 0])
+    full.square().sum().backward()
+    head = model.cls.predictions.predictions.head("expressions_mvc_regression")
+    assert all(p.grad.abs().sum() > 0 for p in head.parameters() if p.requires_grad)
+
+
 def test_decode_from_reads_that_position():
     model = model_of(label_list=labels(decode_from=3))
     ids, mask = batch()
@@ -301,11 +316,10 @@ def test_inputs_embeds_take_the_place_of_the_embedding_layer():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"model_type": "scperformer"}, "cannot be built by this version; available: scbert"),
         ({"model_type": "bert"}, "unknown"),
         ({"hiden_size": 32}, "did you mean hidden_size"),
         ({"num_attention_heads": 5}, "not divisible"),
-        ({"attention": "flex"}, "'torch' and null"),
+        ({"attention": "sparse"}, "'torch', 'flex', 'classic', null"),
         ({"position_embedding_type": "rotary"}, "absolute"),
     ],
 )
@@ -320,6 +334,16 @@ def test_impossible_models_are_refused(change, words):
         (fields(None), [], "vocab_size is None"),
         (fields(decode_modes=["tokens"]), [], "unknown \\['tokens'\\]"),
         (fields(decode_modes={"wced": {"vocab_field": "proteins"}}), [], "vocab_field is 'proteins'"),
+        (
+            fields(decode_modes={"mvc_regression": {"arch_style": "outer"}}),
+            [],
+            "arch_style is 'outer'; there are 'inner product'",
+        ),
+        (
+            fields(decode_modes={"mvc_is_zero": {"arch": "sum query"}}),
+            [],
+            "unknown arch; there are query_field and arch_style",
+        ),
         (fields() + fields()[:1], [], "genes listed more than once"),
         (
             fields(encoder_kwargs={"kind": "cnn"}, tokenization_strategy="continuous_value_encoder", decode_modes=[]),

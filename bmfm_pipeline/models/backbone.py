@@ -1,0 +1,84 @@
+"""What every backbone has: field embeddings in front, an encoder, a pooler behind."""
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from transformers.utils import ModelOutput
+
+from bmfm_pipeline.models.attention import key_mask
+from bmfm_pipeline.models.configuration import MultitaskConfig
+from bmfm_pipeline.models.embeddings import FieldEmbeddings
+from bmfm_pipeline.models.pooling import Pooler
+
+
+@dataclass
+class MultitaskOutput(ModelOutput):
+    """`logits` by head in a fixed order: the fields' heads in the order of the fields, then the label columns.
+
+    `last_hidden_state` (B, L, H) is the state after the last layer, from which embeddings of cells are taken; `head_states` (B, L, H) is
+    what the heads read, the same or, where the encoder ends in a norm, that state normed; `embeddings` (B, H) is the pooler's output,
+    in a backbone that does without its pooler the pooled state;
+    `hidden_states` are those that the backbone documents, from the first to the last layer; `attentions` every layer's weights
+    (B, heads, L, L).
+    """
+
+    logits: dict[str, Tensor] | None = None
+    last_hidden_state: Tensor | None = None
+    head_states: Tensor | None = None
+    embeddings: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+class Backbone(nn.Module):
+    """Base of the backbones: calling one returns a MultitaskOutput that lacks only the logits.
+
+    A subclass makes its encoder and defines `encode`; `self.embeddings` and `self.pooler` are made here, or where published names want
+    them.
+    """
+
+    # Whether attention weights can be returned; the reason when they cannot.
+    can_return_weights = False
+    no_weights = "this attention is approximated, so there are no attention weights to return"
+
+    def __init__(self, config: MultitaskConfig):
+        super().__init__()
+        self.embeddings = FieldEmbeddings(config)
+        self.pooler = Pooler(config.hidden_size, config.classifier_pooling)
+
+    def encode(
+        self, hidden: Tensor, attention_mask: Tensor | None, keep_states: bool, keep_weights: bool
+    ) -> tuple[Tensor, tuple[Tensor, ...] | None, tuple[Tensor, ...] | None]:
+        """(B, L, H) embeddings and a 0/1 mask (B, L), (B, L, L) or None -> last states, states and attention weights of the layers."""
+        raise NotImplementedError(f"{type(self).__name__} has no encoder")
+
+    def forward(
+        self,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None = None,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+        inputs_embeds: Tensor | None = None,
+    ) -> MultitaskOutput:
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give either input_ids or inputs_embeds")
+        if output_attentions and not self.can_return_weights:
+            raise ValueError(self.no_weights)
+        hidden = self.embeddings(input_ids) if inputs_embeds is None else inputs_embeds
+        last, states, weights = self.encode(hidden, attention_mask, output_hidden_states, output_attentions)
+        states_of_heads = self.finish(last)
+        return MultitaskOutput(
+            last_hidden_state=last,
+            head_states=states_of_heads,
+            embeddings=self.summarise(states_of_heads, key_mask(attention_mask)),
+            hidden_states=states,
+            attentions=weights,
+        )
+
+    def finish(self, last: Tensor) -> Tensor:
+        """What the heads of single positions read of the last states (B, L, H): these themselves."""
+        return last
+
+    def summarise(self, states: Tensor, valid: Tensor | None) -> Tensor:
+        """(B, L, H) states and (B, L), True where a position is not padding -> (B, H), what the heads of whole cells read."""
+        return self.pooler(states, valid)

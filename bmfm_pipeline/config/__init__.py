@@ -8,7 +8,7 @@ _EXPORTS = {
     "DatasetEntry": "bmfm_pipeline.config.catalogue",
     "FieldInfo": "bmfm_pipeline.config.sections",
     "LabelColumnInfo": "bmfm_pipeline.config.sections",
-    "ModelConfig": "bmfm_pipeline.config.sections",
+    "ModelConfig": "bmfm_pipeline.config.models",
     "PredictTaskConfig": "bmfm_pipeline.config.tasks",
     "RunConfig": "bmfm_pipeline.config.run_config",
     "TestTaskConfig": "bmfm_pipeline.config.tasks",

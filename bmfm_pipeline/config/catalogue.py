@@ -1,28 +1,80 @@
-"""Named datasets: one YAML file each, in `bmfm_pipeline/datasets`."""
+"""Named datasets: one YAML file each, in `bmfm_pipeline/datasets` and in the folders that BMFM_DATASETS names."""
 
 import functools
+import os
 import re
 import zoneinfo
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from bmfm_pipeline.config.data_module import TransformStep
 from bmfm_pipeline.config.sections import LabelColumnInfo
 from bmfm_pipeline.config.strict import Section, readable
+from bmfm_pipeline.config.yaml_files import not_yaml
 from bmfm_pipeline.errors import ConfigError
+from bmfm_pipeline.storage import is_remote, local_path
 
 FOLDER = Path(__file__).resolve().parents[1] / "datasets"
 
 
-class DatasetSource(Section):
-    """Where the cells come from: `file` below the folder that the variable `env` names, or a `builder` of ours."""
+# Files that each kind of download is made of.
+DOWNLOAD_FILES = {"h5ad": ("h5ad",), "tenx_labels": ("matrix", "labels")}
 
-    env: str | None = None
+
+class RemoteFile(Section):
+    """A file on the web. Without `sha256` the sum of the first download is recorded, and another one refused from then on."""
+
+    url: str
+    sha256: str | None = Field(None, pattern="^[0-9a-fA-F]{64}$")
+
+
+class Download(Section):
+    """What `bmfm datasets download` makes the source file of.
+
+    `format` h5ad: the file itself (files.h5ad). tenx_labels: a 10x matrix archive (files.matrix: matrix.mtx, genes.tsv and
+    barcodes.tsv in a tar) and a text file with one label a cell in the order of the barcodes (files.labels), which becomes
+    obs[`label_column`].
+    """
+
+    format: Literal["h5ad", "tenx_labels"]
+    files: dict[str, RemoteFile]
+    label_column: str | None = None
+
+    @model_validator(mode="after")
+    def _files_of_its_format(self) -> "Download":
+        wanted = DOWNLOAD_FILES[self.format]
+        if set(self.files) != set(wanted):
+            raise ValueError(
+                f"format {self.format} needs files {', '.join(wanted)}; found {', '.join(self.files) or 'none'}"
+            )
+        if (self.format == "tenx_labels") != (self.label_column is not None):
+            raise ValueError(
+                "label_column names the column of the label file: format tenx_labels needs it, h5ad has none"
+            )
+        return self
+
+
+class DatasetSource(Section):
+    """Where the cells come from: `file` below the folder that the variable `env` names, or a `builder` of ours.
+
+    Without `env`, `file` is a path (a relative one counts from the folder of the YAML file) or an s3:// address.
+    """
+
+    env: str | None = Field(None, pattern="^[A-Za-z_][A-Za-z0-9_]*$")
     file: str | None = None
     builder: Literal["zheng68k_mini"] | None = None
+    download: Download | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "DatasetSource":
+        if (self.builder is None) == (self.file is None) or (self.builder and (self.env or self.download)):
+            raise ValueError("give either `file` (with `env`, `download` where they apply) or `builder`")
+        if self.download and self.file and not self.env and is_remote(self.file):
+            raise ValueError(f"a download goes to a local file, found {self.file}")
+        return self
 
 
 class Schedule(Section):
@@ -57,33 +109,83 @@ class DatasetEntry(Section):
     label_columns: list[LabelColumnInfo] = Field(default_factory=list)
     transforms: list[TransformStep]
     expected_labels: dict[str, list[str]] = Field(default_factory=dict)
+    split_column_name: str | None = None
+    input_values: Literal["counts", "any"] = "counts"
     cells: int | None = None
     genes: int | None = None
+    notes: str = ""
     citation: str = ""
     homepage: str = ""
     evaluate_schedule: Schedule | None = None
+    deployed: bool = False  # whether deployments/prefect.yaml has a deployment of every flow for it
+
+    @property
+    def data_folder(self) -> Path | None:
+        """The local folder below which `source.file` is looked for: the variable's, else where a download puts it.
+
+        None where no variable is involved, or it names a remote place.
+        """
+        if not self.source.env:
+            return None
+        named = os.environ.get(self.source.env)
+        if named and is_remote(named):
+            return None
+        return local_path(named) if named else downloads_folder() / self.name
+
+
+def downloads_folder() -> Path:
+    """Where downloaded datasets lie unless told otherwise: $BMFM_DATA_HOME, else bmfm below the user's data folder."""
+    if chosen := os.environ.get("BMFM_DATA_HOME"):
+        return local_path(chosen)
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "bmfm"
 
 
 @functools.cache
 def _read(path: Path) -> DatasetEntry:
     try:
-        return DatasetEntry.model_validate(yaml.safe_load(path.read_text()))
+        entry = DatasetEntry.model_validate(yaml.safe_load(path.read_text()))
     except ValidationError as error:
         raise readable(error, str(path)) from None
+    except yaml.YAMLError as error:
+        raise not_yaml(error, path) from None
+    if entry.name != path.stem:
+        raise ConfigError(
+            f"{path}: name is '{entry.name}', but the file is called {path.name}; give both the same name"
+        )
+    source = entry.source
+    if source.file and not source.env and not is_remote(source.file):
+        source.file = str(path.absolute().parent / Path(source.file).expanduser())
+    return entry
+
+
+def _files() -> dict[str, Path]:
+    """{name: YAML file}; the packaged ones first."""
+    found = {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
+    for folder in filter(None, os.environ.get("BMFM_DATASETS", "").split(os.pathsep)):
+        if not Path(folder).is_dir():
+            raise ConfigError(f"BMFM_DATASETS: {folder} is no folder; name folders that hold dataset YAML files")
+        for path in sorted(Path(folder).glob("*.yaml")):
+            if path.stem in found:
+                raise ConfigError(
+                    f"{path}: a dataset '{path.stem}' is there already ({found[path.stem]}); choose another name"
+                )
+            found[path.stem] = path
+    return found
 
 
 def list_entries() -> list[DatasetEntry]:
-    return [_read(path) for path in sorted(FOLDER.glob("*.yaml"))]
+    """All datasets: the packaged ones by name, then those of BMFM_DATASETS."""
+    return [_read(path) for path in _files().values()]
 
 
 def load_entry(name: str) -> DatasetEntry:
     """The entry called `name`; ConfigError with a suggestion when there is none."""
-    path = FOLDER / f"{name}.yaml"
-    if path.name == f"{name}.yaml" and path.is_file() and path.parent == FOLDER:
-        return _read(path)
+    files = _files()
+    if name in files:
+        return _read(files[name])
     import difflib
 
-    names = [entry.name for entry in list_entries()]
+    names = list(files)
     close = difflib.get_close_matches(str(name), names, 1)
     raise ConfigError(
         f"dataset: '{name}' is not in the catalogue ({', '.join(names)})"

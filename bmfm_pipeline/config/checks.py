@@ -4,7 +4,10 @@ import difflib
 from typing import TYPE_CHECKING, Any
 
 from bmfm_pipeline.config.losses import ALIASES, COMMON_KEYS, LOSSES, decode_mode, default_loss
-from bmfm_pipeline.config.targets import BUILDABLE_MODELS
+from bmfm_pipeline.config.models import WITHOUT_PAIRS
+from bmfm_pipeline.config.reshaping import check_read_depth
+from bmfm_pipeline.config.schedule import settle_epochs
+from bmfm_pipeline.config.whole_cells import check_whole_cell_loss, default_whole_cell_losses, whole_cell_head
 from bmfm_pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -21,7 +24,12 @@ def resolve_losses(run: "RunConfig") -> list[dict[str, Any]]:
     losses = [_checked(dict(entry), f"trainer.losses.{index}", run) for index, entry in enumerate(run.trainer.losses)]
     seen: dict[tuple, int] = {}
     for index, entry in enumerate(losses):
-        key = (entry.get("field_name"), entry.get("label_column_name"), entry.get("loss_group"), entry["name"])
+        key = (
+            entry.get("field_name"),
+            entry.get("label_column_name"),
+            entry.get("wced_target") or entry.get("loss_group"),
+            entry["name"],
+        )
         if key in seen:
             raise ConfigError(
                 f"trainer.losses.{index}: the same loss as trainer.losses.{seen[key]} ({entry['name']} on {key[0] or key[1]}); remove "
@@ -32,8 +40,8 @@ def resolve_losses(run: "RunConfig") -> list[dict[str, Any]]:
 
 
 def _default_losses(run: "RunConfig") -> list[dict[str, Any]]:
-    losses: list[dict[str, Any]] = []
-    if run.predicts_fields:
+    losses: list[dict[str, Any]] = default_whole_cell_losses(run) if run.predicts_whole_cells else []
+    if run.predicts_fields and not run.predicts_whole_cells:
         for field in run.fields:
             if field.is_masked:
                 names = ("mse", "is_zero_bce") if field.continuous else ("cross_entropy",)
@@ -92,8 +100,6 @@ def _check_options(entry: dict[str, Any], path: str) -> None:
         raise ConfigError(f"{path}: weight must be a number that is not negative (found {weight!r})")
     if entry.get("link_function") not in (None, "exp"):
         raise ConfigError(f"{path}: link_function must be null or exp (found {entry['link_function']!r})")
-    if entry.get("wced_target"):
-        raise ConfigError(f"{path}: wced_target (whole-cell targets) is not offered by this version; remove this loss")
 
 
 def _check_field_loss(field_name: str, entry: dict[str, Any], path: str, run: "RunConfig") -> None:
@@ -101,6 +107,14 @@ def _check_field_loss(field_name: str, entry: dict[str, Any], path: str, run: "R
     fields = {field.field_name: field for field in run.fields}
     if field_name not in fields:
         raise ConfigError(f"{path}: field '{field_name}' is not among fields ({', '.join(fields)})")
+    if entry.get("wced_target"):
+        check_whole_cell_loss(entry, path, run)
+        return
+    if run.predicts_whole_cells:
+        raise ConfigError(
+            f"{path}: loss {loss} on field '{field_name}' needs masked tokens, but masking_strategy wced masks none; give the loss a "
+            "wced_target, such as non_input_genes"
+        )
     position = [field.field_name for field in run.fields].index(field_name)
     if not fields[field_name].is_masked:
         raise ConfigError(
@@ -180,7 +194,7 @@ def check_run(run: "RunConfig") -> None:
             "data_module.collation_strategy: sequence_labeling needs paired control and perturbed cells, which no dataset of this "
             "version offers; use multitask, language_modeling or sequence_classification"
         )
-    if strategy == "language_modeling" and not run.data_module.masks:
+    if strategy == "language_modeling" and not run.predicts_fields:
         raise ConfigError(
             "data_module: collation_strategy language_modeling with mlm=false has nothing to predict; set mlm=true"
         )
@@ -189,30 +203,55 @@ def check_run(run: "RunConfig") -> None:
             "data_module: collation_strategy sequence_classification does not mask, but mlm is true; set mlm=false, or "
             "collation_strategy=multitask for both"
         )
+    check_read_depth(run)
     if run.is_training:
         _check_training(run)
 
 
 def _check_training(run: "RunConfig") -> None:
     module = run.data_module
-    if run.model.model_type not in BUILDABLE_MODELS:
+    if module.prevent_attention_to_masked and run.model.model_type in WITHOUT_PAIRS:
         raise ConfigError(
-            f"model.model_type: {run.model.model_type} cannot be built by this version; there is {', '.join(BUILDABLE_MODELS)}"
+            f"data_module.prevent_attention_to_masked: {run.model.model_type} approximates attention and cannot hide single pairs of "
+            "positions; set it to false, or use model=scbert, model=modernbert or model=llama"
         )
-    if module.collation_strategy == "language_modeling" and not any(field.is_masked for field in run.fields):
+    masked = any(field.is_masked for field in run.fields) or run.predicts_whole_cells
+    if module.collation_strategy == "language_modeling" and not masked:
         raise ConfigError("fields: language modelling needs a field with is_masked=true, found none")
-    places = run.model.max_position_embeddings
-    if run.model.position_embedding_type is not None and module.max_length > places:
+    if module.batch_schedule:
+        settle_epochs(module.batch_schedule, run.task.max_epochs)
+        _check_scheduled_task(run.task)
+    places, longest = run.model.max_position_embeddings, max(module.lengths)
+    if run.model.position_embedding_type is not None and longest > places:
         raise ConfigError(
-            f"data_module.max_length {module.max_length} is longer than model.max_position_embeddings {places}; raise the latter, or "
+            f"data_module.max_length {longest} is longer than model.max_position_embeddings {places}; raise the latter, or "
             "set model.position_embedding_type=null"
         )
     balanced = module.balancing_label_column
-    classes = [label.label_column_name for label in run.label_columns if not label.is_regression_label]
+    classes = [
+        label.label_column_name
+        for label in run.label_columns
+        if not label.is_regression_label and not label.is_multilabel
+    ]
     if balanced is not None and balanced not in classes:
         raise ConfigError(
             f"data_module.balancing_label_column: '{balanced}' is no label column with classes ({', '.join(classes) or 'none are set'})"
         )
+
+
+def _check_scheduled_task(task: Any) -> None:
+    """Epochs of a schedule have different numbers of batches, so nothing may be counted as a share of an epoch's."""
+    found = [("limit_train_batches", task.limit_train_batches), ("overfit_batches", task.overfit_batches)]
+    for name, value in [*found, ("val_check_interval", task.val_check_interval)]:
+        if value and not (name == "limit_train_batches" and (isinstance(value, int) or value == 1.0)):
+            raise ConfigError(
+                f"task.{name}: {value} does not go with data_module.batch_schedule, whose epochs have different numbers of batches; "
+                + (
+                    "use a whole number"
+                    if name == "limit_train_batches"
+                    else "remove it: validation is at the end of epochs"
+                )
+            )
 
 
 def derive_decode_modes(run: "RunConfig", losses: list[dict[str, Any]]) -> None:
@@ -223,5 +262,8 @@ def derive_decode_modes(run: "RunConfig", losses: list[dict[str, Any]]) -> None:
         for entry in losses:
             if entry.get("field_name") == field.field_name:
                 field.decode_modes.setdefault(decode_mode(entry, entry["name"]), {})
-        if not field.decode_modes and field.is_masked and run.predicts_fields:
+        whole = [entry for entry in losses if entry.get("field_name") == field.field_name and entry.get("wced_target")]
+        if whole:
+            field.decode_modes["wced"] = whole_cell_head(whole, field.decode_modes.get("wced"))
+        if not field.decode_modes and field.is_masked and run.predicts_fields and not run.predicts_whole_cells:
             field.decode_modes = {"regression": {}, "is_zero": {}} if field.continuous else {"token_scores": {}}

@@ -8,14 +8,17 @@ from pydantic import ValidationError
 
 from bmfm_pipeline.config.catalogue import default_transforms, list_entries, load_entry
 from bmfm_pipeline.config.environment import expand, unset_variable
+from bmfm_pipeline.config.models import settle_model
 from bmfm_pipeline.config.presets import apply_preset
 from bmfm_pipeline.config.run_config import RunConfig, guess_task
 from bmfm_pipeline.config.strict import readable
-from bmfm_pipeline.config.targets import DATA_MODULE_TARGETS, MODEL_TARGETS, TASK_TARGETS, check_targets
+from bmfm_pipeline.config.targets import DATA_MODULE_TARGETS, TASK_TARGETS, check_targets
 from bmfm_pipeline.config.tree import Tree, compose_tree
 from bmfm_pipeline.errors import ConfigError
 
 GENERIC_TARGET = next(target for target, dataset in DATA_MODULE_TARGETS.items() if dataset is None)
+# Keys of a split that go with one that exists, and so do not replace the dataset's own.
+BESIDE_A_SPLIT = ("mapping", "dev_fraction", "train_fraction", "cells_per_class", "name")
 MAPPINGS = ("seed", "tokenizer", "data_module", "model", "trainer", "evaluation")
 
 
@@ -31,8 +34,9 @@ def compose(config_name: str, overrides: Sequence[str] = (), config_dir: str | P
     check_targets(tree.values)
     values = _plain_sections({name: value for name, value in tree.values.items() if name not in tree.variables})
     _name_dataset(values, tree)
-    _fill_from_catalogue(values)
-    apply_preset(values, tree.in_files | tree.in_overrides)
+    _fill_from_catalogue(values, tree)
+    values["model"], renamed = settle_model(values.get("model", {}), tree.wrote)
+    apply_preset(values, tree.in_files | tree.in_overrides | renamed)
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
@@ -48,9 +52,6 @@ def _plain_sections(raw: dict[str, Any]) -> dict[str, Any]:
     module = values["data_module"] = dict(values.get("data_module") or {})
     for name in ("transform_kwargs", "dataset_kwargs"):
         module[name] = dict(_mapping(module.get(name) or {}, f"data_module.{name}"))
-    model = values.get("model", {})
-    if "_target_" in model:
-        values["model"] = {**model, "model_type": MODEL_TARGETS[model["_target_"]]}
     task = values.get("task", {})
     if isinstance(task, list):
         if len(task) != 1:
@@ -111,7 +112,7 @@ def _catalogue() -> list[str]:
     return [entry.name for entry in list_entries()]
 
 
-def _fill_from_catalogue(values: dict[str, Any]) -> None:
+def _fill_from_catalogue(values: dict[str, Any], tree: Tree) -> None:
     """Unset values of the data module and labels come from the named dataset; what is written wins."""
     module = values["data_module"]
     transform = module["transform_kwargs"]
@@ -126,13 +127,20 @@ def _fill_from_catalogue(values: dict[str, Any]) -> None:
     if entry is not None and entry.source.builder and module.get("data_dir"):
         values.setdefault("notes", []).append(f"data_module.data_dir is not used: {entry.name} is built, not read")
         module["data_dir"] = None
-    if (
-        entry is not None
-        and entry.source.env
-        and not module.get("data_dir")
-        and not transform.get("source_h5ad_file_name")
-    ):
-        module["data_dir"] = expand(f"${{oc.env:{entry.source.env}}}")
+    if entry is None:
+        return
+    if not module.get("data_dir") and not transform.get("source_h5ad_file_name"):
+        if entry.source.env:
+            module["data_dir"] = expand(f"${{oc.env:{entry.source.env}}}")
+        elif entry.source.file:
+            transform["source_h5ad_file_name"] = entry.source.file
+    place = "data_module.transform_kwargs"
+    if not tree.wrote(f"{place}.input_values"):
+        transform["input_values"] = entry.input_values
+    chosen = [value for name, value in (transform.get("split") or {}).items() if name not in BESIDE_A_SPLIT]
+    asked = any(tree.wrote(f"{part}.split_column_name") for part in (place, "data_module.dataset_kwargs"))
+    if entry.split_column_name and not asked and not any(chosen):
+        transform["split_column_name"] = entry.split_column_name
 
 
 def _labels_of(dataset_kwargs: dict[str, Any]) -> list[dict[str, Any]]:

@@ -1,28 +1,24 @@
 """The data module section: which cells, how they are prepared, split, cut, masked and batched."""
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from bmfm_pipeline.config.gene_names import GeneNames, MapOrthologs, check_gene_names
+from bmfm_pipeline.config.reshaping import (
+    MaskingStrategy,
+    SelectiveDropout,
+    ZeroExposureConfig,
+    check_reshaping,
+    off_is_none,
+    zero_exposure,
+)
+from bmfm_pipeline.config.schedule import BatchScheduleEntry, settle_scheduled
+from bmfm_pipeline.config.splits import SplitConfig, SplitWeights
 from bmfm_pipeline.config.strict import Absent, Section
 
 CollationStrategy = Literal["language_modeling", "sequence_classification", "multitask", "sequence_labeling"]
 SPLITS = ("train", "dev", "test")
-
-
-class SplitWeights(Section):
-    """Shares of train, dev and test; 20 % test and 10 % of the rest for dev unless set."""
-
-    train: float = Field(0.72, ge=0)
-    dev: float = Field(0.08, ge=0)
-    test: float = Field(0.20, ge=0)
-
-    @model_validator(mode="after")
-    def _sum_to_one(self) -> "SplitWeights":
-        total = self.train + self.dev + self.test
-        if abs(total - 1) > 1e-6:
-            raise ValueError(f"train + dev + test must be 1, found {total:g}")
-        return self
 
 
 class TransformStep(Section):
@@ -48,6 +44,7 @@ class TransformKwargs(Section):
     source_h5ad_file_name: str | None = None
     processed_data_source: str | None = None
     transforms: list[TransformStep] | None = None
+    split: SplitConfig = Field(default_factory=SplitConfig)
     split_column_name: str | None = None
     split_weights: SplitWeights = Field(default_factory=SplitWeights)
     random_state: int | None = None
@@ -56,6 +53,7 @@ class TransformKwargs(Section):
     layer: str | None = None
     duplicate_genes: Literal["refuse", "sum", "first"] = "refuse"
     input_values: Literal["counts", "any"] = "counts"
+    gene_names: GeneNames = Field(default_factory=GeneNames)
 
 
 class DatasetKwargs(Section):
@@ -65,7 +63,6 @@ class DatasetKwargs(Section):
         "filter_query": Absent(instead="select the cells in the h5ad file before preprocessing"),
         "limit_samples": Absent(instead="set data_module.limit_dataset_samples"),
         "limit_samples_shuffle": Absent((None, True, False)),
-        "expose_zeros": Absent(),
         "sort_genes_var": Absent(),
         "backed": Absent((None, False, True, "r")),  # cells are always read from the file by row
         # PanglaoDB, a dataset of studies.
@@ -80,6 +77,7 @@ class DatasetKwargs(Section):
     }
 
     processed_data_source: str | None = None
+    expose_zeros: Literal["all"] | None = None
     label_columns: list[str] | None = None
     regression_label_columns: list[str] | None = None
     label_dict_path: str | None = None
@@ -92,13 +90,6 @@ class DataModuleConfig(Section):
 
     absent: ClassVar[dict[str, Absent]] = {
         "processed_name": Absent((None, "processed"), "set data_module.dataset_kwargs.processed_data_source"),
-        "sequence_dropout_factor": Absent(),
-        "pad_zero_expression_strategy": Absent(),
-        "masking_strategy": Absent(),
-        "log_normalize_transform": Absent((None, False), "set transform_kwargs.transforms to a chain that normalises"),
-        "median_normalization": Absent((None, False)),
-        "rda_transform": Absent(),
-        "map_orthologs": Absent(),
         "tokenize_kwargs": Absent((None, {})),
         "bootstrap_test_dataloader": Absent((None, False)),
     }
@@ -117,20 +108,59 @@ class DataModuleConfig(Section):
     padding: Literal["max_length", "longest"] | bool = "max_length"
     truncation: bool = True
     pad_to_multiple_of: int | None = Field(16, gt=0)
-    sequence_order: Literal["random", "sorted"] | None = None
+    sequence_order: Literal["random", "sorted", "chromosomal"] | None = None
+    gene_positions: str | None = None
+    sequence_dropout_factor: Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0)] | None = None
+    selective_dropout: SelectiveDropout | None = None
+    pad_zero_expression_strategy: ZeroExposureConfig | None = None
+    log_normalize_transform: bool = False
+    median_normalization: str | None = None
+    rda_transform: (
+        Literal["downsample", "poisson_downsample", "equal", "auto_align"] | Annotated[int, Field(ge=1)] | None
+    ) = None
+    masking_strategy: MaskingStrategy | None = None
     change_ratio: float = Field(0.15, ge=0, le=1)
     mask_ratio: float = Field(1.0, ge=0, le=1)
     switch_ratio: float = Field(0.0, ge=0, le=1)
     comask_across_fields: bool = False
     prevent_attention_to_masked: bool = False
     limit_dataset_samples: int | dict[str, int] | None = None
-    limit_genes: Literal["tokenizer"] | None = "tokenizer"
+    limit_genes: list[str] | str | None = "tokenizer"
+    map_orthologs: MapOrthologs | None = None
     balancing_label_column: str | None = None
+    batch_schedule: list[BatchScheduleEntry] | None = Field(None, min_length=1)
+    test_batch_size: int | None = Field(None, gt=0)
+    test_max_length: int | None = Field(None, gt=2)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _scheduled(cls, values: Any) -> Any:
+        return settle_scheduled(values) if isinstance(values, dict) else values
 
     @field_validator("dataset_kwargs", "transform_kwargs", mode="before")
     @classmethod
     def _none_is_empty(cls, value: Any) -> Any:
         return {} if value is None else value
+
+    _zero_exposure = field_validator("pad_zero_expression_strategy", mode="before")(zero_exposure)
+    _off_is_none = field_validator("median_normalization", "rda_transform", mode="before")(off_is_none)
+
+    @field_validator("sequence_order", mode="before")
+    @classmethod
+    def _older_name(cls, value: Any) -> Any:
+        return "chromosomal" if value == "chromosomal_uce" else value
+
+    @field_validator("log_normalize_transform", mode="before")
+    @classmethod
+    def _none_is_off(cls, value: Any) -> Any:
+        return False if value is None else value
+
+    @field_validator("median_normalization", mode="before")
+    @classmethod
+    def _a_table(cls, value: Any) -> Any:
+        if value is True:
+            raise ValueError("needs a table: name a csv or tsv file with the columns gene and median")
+        return value
 
     @field_validator("limit_dataset_samples")
     @classmethod
@@ -150,13 +180,15 @@ class DataModuleConfig(Section):
             raise ValueError(
                 "switch_ratio > 0 cannot be combined with comask_across_fields=true; set one of them to its default"
             )
-        multiple = self.pad_to_multiple_of
-        if multiple and self.truncation and self.padding is not False and self.max_length % multiple:
-            lower = self.max_length // multiple * multiple
-            near = f"{lower} or {lower + multiple}" if lower else str(multiple)
-            raise ValueError(
-                f"max_length {self.max_length} is not a multiple of pad_to_multiple_of {multiple}; use {near}"
+        for entry in self.batch_schedule or []:
+            entry.max_length, entry.batch_size = (
+                entry.max_length or self.max_length,
+                entry.batch_size or self.batch_size,
             )
+        for length in self.lengths:
+            self._check_multiple(length)
+        check_gene_names(self.transform_kwargs.gene_names, self.map_orthologs, self.limit_genes)
+        check_reshaping(self)
         names = [self.transform_kwargs.processed_data_source, self.dataset_kwargs.processed_data_source]
         if all(names) and names[0] != names[1]:
             raise ValueError(
@@ -164,9 +196,34 @@ class DataModuleConfig(Section):
             )
         return self
 
+    def _check_multiple(self, length: int) -> None:
+        multiple = self.pad_to_multiple_of
+        if multiple and self.truncation and self.padding is not False and length % multiple:
+            lower = length // multiple * multiple
+            near = f"{lower} or {lower + multiple}" if lower else str(multiple)
+            raise ValueError(f"max_length {length} is not a multiple of pad_to_multiple_of {multiple}; use {near}")
+
+    @property
+    def lengths(self) -> list[int]:
+        """Every length that cells are cut to in training or evaluation, the data module's own first."""
+        scheduled = [entry.max_length for entry in self.batch_schedule or []]
+        return list(dict.fromkeys([self.max_length, *scheduled, self.evaluation_length]))
+
+    @property
+    def evaluation_length(self) -> int:
+        """Tokens of a cell wherever nothing is trained: in validation, test and prediction."""
+        return self.test_max_length or self.max_length
+
+    @property
+    def evaluation_batch_size(self) -> int:
+        """Cells of a batch wherever nothing is trained."""
+        return self.test_batch_size or self.batch_size
+
     @property
     def masks(self) -> bool:
-        """Whether tokens are masked: by `mlm`, and where it is unset by the collation strategy."""
+        """Whether tokens are masked: by `mlm`, and where it is unset by the collation strategy; never with whole-cell targets."""
+        if self.masking_strategy is not None and self.masking_strategy.kind == "wced":
+            return False
         if self.mlm is not None:
             return self.mlm
         return self.collation_strategy in ("language_modeling", "multitask")

@@ -4,7 +4,7 @@ import os
 import re
 from typing import Any
 
-from bmfm_pipeline.config.catalogue import list_entries
+from bmfm_pipeline.config.catalogue import downloads_folder, list_entries
 from bmfm_pipeline.errors import ConfigError
 
 _VARIABLE = re.compile(r"\$\{oc\.env:([A-Za-z_]\w*)\}")
@@ -32,7 +32,11 @@ def expand(text: str) -> str:
 
 
 def require_path(value: str, key: str) -> str:
-    """`value` as a path or address, with variables as they are now; ConfigError when one of them is not set."""
+    """`value` as a path or address, with variables as they are now; ConfigError when one of them is not set.
+
+    The variable of a dataset that `bmfm datasets download` has fetched need not be set.
+    """
+    value = _VARIABLE.sub(lambda found: os.environ.get(found[1]) or _downloaded(found[1]) or found[0], str(value))
     missing = unset_variable(value)
     if missing:
         raise ConfigError(
@@ -42,10 +46,20 @@ def require_path(value: str, key: str) -> str:
     return expand(str(value))
 
 
+def _downloaded(variable: str) -> str | None:
+    """The folder of a dataset that was downloaded to where downloads go."""
+    for entry in list_entries():
+        if entry.source.env == variable and (downloads_folder() / entry.name / entry.source.file).exists():
+            return str(downloads_folder() / entry.name)
+    return None
+
+
 def _alternative(variable: str) -> str:
     for entry in list_entries():
         if entry.source.env == variable:
             where = f" ({variable} is the folder that holds {entry.source.file})"
+            if entry.source.download:
+                where += f". `bmfm datasets download {entry.name}` fetches it from the web"
             return where + (
                 ". Without that data, `bmfm run zheng68k-mini` works at once" if entry.name == "zheng68k" else ""
             )

@@ -4,17 +4,20 @@ from typing import Any, Literal
 
 from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
+from bmfm_pipeline.config.accelerator import find_accelerator
 from bmfm_pipeline.config.checks import check_run, derive_decode_modes, resolve_losses
 from bmfm_pipeline.config.data_module import DataModuleConfig
+from bmfm_pipeline.config.models import ModelConfig, SCBertModel, read_model
+from bmfm_pipeline.config.reshaping import batching_view, note_read_depth
 from bmfm_pipeline.config.sections import (
     EvaluationConfig,
     FieldInfo,
     LabelColumnInfo,
-    ModelConfig,
     SeedConfig,
     TokenizerConfig,
     TrainerConfig,
 )
+from bmfm_pipeline.config.splits import resolve_split
 from bmfm_pipeline.config.strict import Section
 from bmfm_pipeline.config.tasks import (
     InterpretTaskConfig,
@@ -81,7 +84,7 @@ class RunConfig(Section):
     label_columns: list[LabelColumnInfo] = Field(default_factory=list)
     tokenizer: TokenizerConfig = Field(default_factory=TokenizerConfig)
     data_module: DataModuleConfig = Field(default_factory=DataModuleConfig)
-    model: ModelConfig = Field(default_factory=ModelConfig)
+    model: SerializeAsAny[ModelConfig] = Field(default_factory=SCBertModel)
     trainer: TrainerConfig = Field(default_factory=TrainerConfig)
     task: SerializeAsAny[TaskConfig] = Field(default_factory=TrainingTaskConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
@@ -95,6 +98,11 @@ class RunConfig(Section):
     @classmethod
     def _fields_or_standard(cls, value: Any) -> Any:
         return standard_fields() if value is None else value
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _model_type(cls, value: Any) -> Any:
+        return read_model(value)
 
     @field_validator("task", mode="before")
     @classmethod
@@ -114,6 +122,7 @@ class RunConfig(Section):
     def _check(self) -> "RunConfig":
         self._note_what_is_not_followed()
         check_run(self)
+        resolve_split(self)
         if self.is_training:
             self._start_from_task_checkpoint()
             losses = resolve_losses(self)
@@ -122,12 +131,12 @@ class RunConfig(Section):
         return self
 
     def _note_what_is_not_followed(self) -> None:
+        note_read_depth(self)
         if self.model.pad_token_id != PAD_TOKEN_ID:
             self.note(f"model.pad_token_id {self.model.pad_token_id}: follows the tokenizer, {PAD_TOKEN_ID}")
             self.model.pad_token_id = PAD_TOKEN_ID
-        if self.model.attention == "flex":
-            self.note("model.attention flex: computed as torch, which gives the same numbers")
-            self.model.attention = "torch"
+        if getattr(self.model, "attention", None) == "flex" and find_accelerator() is None:
+            self.note("model.attention flex: needs a GPU, computed here as torch, which gives the same numbers")
         if self.is_training and self.task.default_root_dir is not None:
             self.note(f"task.default_root_dir {self.task.default_root_dir}: models and checkpoints go to the workspace")
         if self.track_clearml is not None:
@@ -170,7 +179,18 @@ class RunConfig(Section):
 
     @property
     def predicts_fields(self) -> bool:
-        return self.data_module.masks and self.data_module.collation_strategy in ("language_modeling", "multitask")
+        module = self.data_module
+        return (module.masks or self._whole_cells) and module.collation_strategy in ("language_modeling", "multitask")
+
+    @property
+    def predicts_whole_cells(self) -> bool:
+        """Whether all genes of a cell are predicted from part of it, in place of masked ones."""
+        return self._whole_cells and self.predicts_fields
+
+    @property
+    def _whole_cells(self) -> bool:
+        strategy = self.data_module.masking_strategy
+        return strategy is not None and strategy.kind == "wced"
 
     @property
     def predicts_labels(self) -> bool:
@@ -199,23 +219,32 @@ class RunConfig(Section):
             transform = plain["data_module"]["transform_kwargs"]
             for name in ("source_h5ad_file_name", "processed_data_source", "random_state"):
                 transform.pop(name)
-            for name in ("stratifying_label", "split_column_name"):  # may stand in either section
-                transform[name] = transform[name] or plain["data_module"]["dataset_kwargs"][name]
+            for name in ("table", "orthologs"):  # the files enter as inputs, by content
+                transform["gene_names"].pop(name)
+            transform["map_orthologs"] = self.data_module.map_orthologs
+            for name in ("stratifying_label", "split_column_name", "split_weights"):  # older words for the split
+                transform.pop(name)
+            transform["split"] = resolve_split(self).key_view()
             return {
                 "transform": transform,
                 "seed": seed,
                 "transform_datasets": self.data_module.transform_datasets,
                 "labels": [{name: label[name] for name in LABELS_IN_DATA} for label in plain["label_columns"]],
-                "tokenizer": "data" if self.tokenizer.identifier == "data" else "folder",
+                "tokenizer": "folder" if self.tokenizer.is_folder else self.tokenizer.identifier,
+                "prepend_tokens": self.tokenizer.prepend_tokens,
+                "dynamic": sorted(
+                    entry.field_name for entry in self.fields if entry.vocab_update_strategy == "dynamic"
+                ),
             }
         if stage in ("pretrain", "finetune"):
             self.check_trainable()
         sections = ["seed", "fields", "label_columns", "data_module", "task"]
         sections += ["evaluation"] if stage in ("evaluate", "predict") else ["model", "trainer"]
-        view = {name: plain[name] for name in sections}
+        view = {name: plain[name] for name in sections} | {"prepend_tokens": self.tokenizer.prepend_tokens}
         for section, names in EXECUTION_ONLY.items():
             if section in view:
                 view[section] = {name: value for name, value in view[section].items() if name not in names}
+        view["data_module"] = batching_view(self.data_module, view["data_module"])
         for entry in view["fields"]:
             if entry["pretrained_embedding"]:  # the file enters as an input, by content
                 entry["pretrained_embedding"].pop("filename")

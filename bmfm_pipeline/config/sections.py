@@ -13,23 +13,48 @@ class SeedConfig(Section):
     seed_value: int = 1234
 
 
-class TokenizerConfig(Section):
-    """`identifier`: 'data' builds the vocabulary from the training cells, else a folder with tokenizers/<field>/."""
+# Identifiers of vocabularies that preprocessing builds.
+BUILT_VOCABULARIES = ("data", "hgnc", "hgnc_protein_coding")
 
-    absent: ClassVar[dict[str, Absent]] = {"prepend_tokens": Absent((None, []))}
+
+class TokenizerConfig(Section):
+    """Where token ids come from.
+
+    `identifier`: 'data' builds the vocabulary from the training cells, 'hgnc' and 'hgnc_protein_coding' from the gene-name table that
+    data_module.transform_kwargs.gene_names.table names, else a folder with tokenizers/<field>/. `prepend_tokens` stand before
+    the genes of every cell in place of [CLS]; every vocabulary must have them.
+    """
 
     identifier: str = "data"
+    prepend_tokens: list[str] | None = None
+
+    @field_validator("prepend_tokens")
+    @classmethod
+    def _each_once(cls, value: list[str] | None) -> list[str] | None:
+        if value and (len(set(value)) < len(value) or not all(token.strip() for token in value)):
+            raise ValueError(f"must name tokens, each once; found {', '.join(value)}")
+        return value or None
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether `identifier` is the path of a tokenizer folder."""
+        return self.identifier not in BUILT_VOCABULARIES
 
 
 class PreTrainedEmbeddingConfig(Section):
-    """Rows of a gene2vec text file as an input embedding."""
+    """Rows of a gene2vec text file as an input embedding.
 
-    absent: ClassVar[dict[str, Absent]] = {
-        "embedding_indices_to_freeze": Absent(instead="remove it: the rows found in the file are frozen"),
-        "pre_trained_indices_to_use": Absent(instead="remove it: the rows found in the file are used"),
-    }
+    `pre_trained_indices_to_use`: rows of the file, counted from 0 after its first line (default: all whose token is in the
+    vocabulary). `embedding_indices_to_freeze`: token ids whose rows are kept as the file has them (default: all that it gave).
+    """
 
     filename: str
+    embedding_indices_to_freeze: list[int] | None = None
+    pre_trained_indices_to_use: list[int] | None = None
+
+
+# Fields whose vocabulary can be completed from the training cells.
+DYNAMIC_FIELDS = ("genes", "expressions", "label_expressions")
 
 
 class FieldInfo(Section):
@@ -37,13 +62,13 @@ class FieldInfo(Section):
 
     legacy: ClassVar[dict[str, str]] = {"continuous_value_encoder_kwargs": "encoder_kwargs"}
     absent: ClassVar[dict[str, Absent]] = {
-        "vocab_update_strategy": Absent((None, "static")),
         "datastore_config": Absent(),
     }
 
     field_name: str
     vocab_size: int | None = None
     pretrained_embedding: PreTrainedEmbeddingConfig | None = None
+    vocab_update_strategy: Literal["static", "dynamic"] = "static"
     is_masked: bool = False
     is_input: bool = True
     decode_modes: dict[str, dict[str, Any]] | None = None
@@ -56,8 +81,23 @@ class FieldInfo(Section):
     def _list_of_modes(cls, value: Any) -> Any:
         return {mode: {} for mode in value} if isinstance(value, list) else value
 
+    @field_validator("vocab_update_strategy", mode="before")
+    @classmethod
+    def _none_is_static(cls, value: Any) -> Any:
+        return "static" if value is None else value
+
     @model_validator(mode="after")
     def _masked_means_input(self) -> "FieldInfo":
+        if self.vocab_update_strategy == "dynamic" and self.field_name not in DYNAMIC_FIELDS:
+            raise ValueError(
+                f"field '{self.field_name}': vocab_update_strategy dynamic is for {', '.join(DYNAMIC_FIELDS)}, whose tokens the data "
+                "hold; use static"
+            )
+        if self.vocab_update_strategy == "dynamic" and self.continuous:
+            raise ValueError(
+                f"field '{self.field_name}': a continuous field has no vocabulary that could be dynamic; use static, or "
+                "tokenization_strategy tokenize"
+            )
         if self.is_masked and not self.is_input:
             raise ValueError(
                 f"field '{self.field_name}' is_masked=true needs is_input=true: only what the model sees can be masked"
@@ -89,35 +129,18 @@ class LabelColumnInfo(Section):
     silent_label_values: list[str] | None = None
     decode_from: int | None = None
 
-
-class ModelConfig(Section):
-    """Sizes of the network. `pad_token_id` follows the tokenizer whatever is written here."""
-
-    model_type: Literal["scbert", "scmodernbert", "scperformer", "scnystromformer", "scllama"] = "scbert"
-    hidden_size: int = Field(768, gt=0)
-    num_hidden_layers: int = Field(12, gt=0)
-    num_attention_heads: int = Field(12, gt=0)
-    intermediate_size: int = Field(3072, gt=0)
-    hidden_act: str = "gelu"
-    hidden_dropout_prob: float = Field(0.1, ge=0, lt=1)
-    attention_probs_dropout_prob: float = Field(0.1, ge=0, lt=1)
-    initializer_range: float = Field(0.02, gt=0)
-    layer_norm_eps: float = Field(1e-12, gt=0)
-    pad_token_id: int = 2
-    use_cache: bool = True
-    classifier_dropout: float | None = None
-    classifier_pooling: Literal["cls", "mean"] | None = None
-    position_embedding_type: Literal["absolute", "sinusoidal"] | None = None
-    max_position_embeddings: int = Field(512, gt=0)
-    attention: Literal["torch", "flex", "classic"] | None = "torch"
-    attention_kwargs: dict[str, Any] | None = None
-    checkpoint: str | None = None
-
     @model_validator(mode="after")
-    def _heads_divide(self) -> "ModelConfig":
-        if self.hidden_size % self.num_attention_heads:
+    def _one_kind(self) -> "LabelColumnInfo":
+        name = self.label_column_name
+        if self.is_regression_label and self.is_multilabel:
+            raise ValueError(f"'{name}' cannot be both is_regression_label and is_multilabel; keep one")
+        if self.is_multilabel and not self.multilabel_str_sep.strip():
+            raise ValueError(f"'{name}': multilabel_str_sep is empty; name the sign between the classes, such as |")
+        if self.is_stratification_label and (self.is_regression_label or self.is_multilabel):
+            kind = "numbers" if self.is_regression_label else "several classes a cell"
             raise ValueError(
-                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
+                f"'{name}' holds {kind}, so a split cannot be balanced over it; set is_stratification_label=false, and name another column "
+                "with data_module.transform_kwargs.split.stratify"
             )
         return self
 

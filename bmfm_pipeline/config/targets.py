@@ -8,15 +8,15 @@ from bmfm_pipeline.errors import ConfigError
 _CONFIG = "bmfm_targets.config."
 _DATASETS = "bmfm_targets.datasets."
 
-# Model types that can be built; the others are known by name only.
-BUILDABLE_MODELS = ("scbert",)
+BUILDABLE_MODELS = ("scbert", "scmodernbert", "scperformer", "scnystromformer", "scllama")
+_LLAMA = ("LlamaForMultiTaskConfig", "LlamaForMaskedLMConfig", "LlamaForSequenceClassification")
+_PLACES_OF_LLAMA = (_CONFIG, "bmfm_targets.models.predictive.llama.")
 MODEL_TARGETS = {
     _CONFIG + "SCBertConfig": "scbert",
     _CONFIG + "SCModernBertConfig": "scmodernbert",
     _CONFIG + "SCPerformerConfig": "scperformer",
     _CONFIG + "SCNystromformerConfig": "scnystromformer",
-    _CONFIG + "LlamaForMultiTaskConfig": "scllama",
-    _CONFIG + "LlamaForMaskedLMConfig": "scllama",
+    **{place + name: "scllama" for place in _PLACES_OF_LLAMA for name in _LLAMA},
 }
 TASK_TARGETS = {
     _CONFIG + "TrainingTaskConfig": "train",
@@ -29,6 +29,7 @@ DATA_MODULE_TARGETS: dict[str, str | None] = {
     "bmfm_targets.training.data_module.DataModule": None,
     _DATASETS + "zheng68k.Zheng68kDataModule": "zheng68k",
     _DATASETS + "panglaodb.PanglaoDBDataModule": "panglaodb",
+    _DATASETS + "scp1884.SCP1884DataModule": "scp1884",
 }
 SECTION_TARGETS: dict[str, tuple[str, ...]] = {
     "seed": (_CONFIG + "SeedConfig",),

@@ -46,10 +46,10 @@ class TrainingTaskConfig(TaskConfig):
             "remove it: a stopped training resumes by itself; name weights to start from in model.checkpoint",
         ),
         "enable_checkpointing": Absent((None, True), "remove it: checkpoints are always kept"),
-        "reload_dataloaders_every_n_epochs": Absent((None, 0)),
+        "reload_dataloaders_every_n_epochs": Absent((None, 0, 1)),  # a batch schedule needs no such help
         "benchmark": Absent((None, False)),
         "profiler": Absent(),
-        "callbacks": Absent((None, [])),
+        "callbacks": Absent((None, []), "schedules of batch size and length are data_module.batch_schedule"),
         "limit_test_batches": Absent((None, 1.0)),
         "limit_predict_batches": Absent((None, 1.0)),
         "use_distributed_sampler": Absent((None, True)),

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from bmfm_pipeline.config.environment import keep_unset
+from bmfm_pipeline.config.models import MODELS, ModelConfig
 from bmfm_pipeline.config.run_config import TASKS, RunConfig
 from bmfm_pipeline.config.strict import Section
 from bmfm_pipeline.config.tasks import TaskConfig
@@ -60,8 +61,12 @@ def compose_tree(config_name: str, overrides: Sequence[str] = (), config_dir: st
     in_files: set[str] = set()
     for file, package in own_files:
         prefix = f"{package}." if package else ""
-        in_files |= {prefix + key for key in keys_in(file)} | groups_in(file)
-    return Tree(values, variables, frozenset(in_files), frozenset(map(_override_key, overrides)))
+        in_files |= {prefix + key for key in keys_in(file)}
+        in_files |= {
+            group for group, choice in groups_in(file).items() if not _is_packaged_model(group, choice, folder)
+        }
+    in_overrides = {key for key, value in map(_override_parts, overrides) if not _is_packaged_model(key, value, folder)}
+    return Tree(values, variables, frozenset(in_files), frozenset(in_overrides))
 
 
 def compose_raw(
@@ -76,8 +81,16 @@ def _folder(config_dir: str | Path | None) -> Path | None:
     return folder if folder is not None and folder.is_dir() else None
 
 
-def _override_key(word: str) -> str:
-    return re.split(r"[=@]", word.lstrip("+~"), maxsplit=1)[0].replace("/", ".")
+def _override_parts(word: str) -> tuple[str, str]:
+    """The dotted key and the value of an override."""
+    key, _, value = word.lstrip("+~").partition("=")
+    return key.split("@")[0].replace("/", "."), value
+
+
+def _is_packaged_model(group: str, choice: str, folder: Path | None) -> bool:
+    """Whether this chooses one of the packaged models: that says which network a person wants, and nothing about its size."""
+    shadowed = folder is not None and (folder / "model" / f"{choice}.yaml").is_file()
+    return group == "model" and not shadowed and (PACKAGED / "model" / f"{choice}.yaml").is_file()
 
 
 @contextmanager
@@ -190,7 +203,7 @@ def _keys_of(section: str) -> list[str]:
         model = getattr(field, "annotation", None)
         if not (isinstance(model, type) and issubclass(model, Section)):
             return []
-    kinds = TASKS.values() if model is TaskConfig else [model]
+    kinds = TASKS.values() if model is TaskConfig else MODELS.values() if model is ModelConfig else [model]
     return list(dict.fromkeys(name for kind in kinds for name in kind.model_fields))
 
 

@@ -100,15 +100,15 @@ def keys_in(path: Path) -> set[str]:
     return {name for name in found if name != "defaults"}
 
 
-def groups_in(path: Path) -> set[str]:
-    """Names of the config groups that the defaults list of a file chooses from."""
+def groups_in(path: Path) -> dict[str, str]:
+    """What the defaults list of a file chooses, by config group."""
     root = _root(path.read_text(), path)
     entries = root.value if isinstance(root, yaml.MappingNode) else []
     listed = next((value for key, value in entries if key.value == "defaults"), None)
-    chosen: set[str] = set()
+    chosen: dict[str, str] = {}
     for entry in listed.value if isinstance(listed, yaml.SequenceNode) else []:
         if isinstance(entry, yaml.MappingNode):
-            chosen |= {
-                key.value.removeprefix("override ").removeprefix("optional ").strip("/") for key, _ in entry.value
-            }
-    return {name.split("@")[0].replace("/", ".") for name in chosen}
+            for key, value in entry.value:
+                name = key.value.removeprefix("override ").removeprefix("optional ").strip("/")
+                chosen[name.split("@")[0].replace("/", ".")] = value.value if isinstance(value, yaml.ScalarNode) else ""
+    return chosen

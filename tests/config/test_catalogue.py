@@ -71,6 +71,17 @@ def test_a_name_is_no_path(name):
         load_entry(name)
 
 
+def test_a_data_module_of_bmfm_targets_stands_for_its_dataset():
+    run = compose("fine_tune_train_config", ["++data_module._target_=bmfm_targets.datasets.scp1884.SCP1884DataModule"])
+    assert run.dataset == "scp1884" and run.label_columns[0].label_column_name == "Celltype"
+
+
+def test_a_dataset_with_a_split_of_its_own_is_split_by_it():
+    run = compose("fine_tune_train_config", ["dataset=multiple_sclerosis"])
+    assert run.data_module.transform_kwargs.split_column_name == "split_cross"
+    assert run.data_module.transform_kwargs.input_values == "any"
+
+
 def test_what_is_written_wins_over_the_entry():
     run = compose(
         "fine_tune_train_config",

@@ -240,7 +240,7 @@ class TestValues:
             ),
             ("data_module.max_length=500", r"500 is not a multiple of pad_to_multiple_of 16; use 496 or 512"),
             ("data_module.switch_ratio=0.5", r"mask_ratio 1 \+ switch_ratio 0\.5 must not exceed 1"),
-            ("data_module.sequence_order=chromosomal_uce", r"sequence_order: .*'random' or 'sorted'"),
+            ("data_module.sequence_order=by_name", r"sequence_order: .*'random', 'sorted' or 'chromosomal'"),
             (
                 "data_module.transform_kwargs.split_weights.train=0.9",
                 r"split_weights: train \+ dev \+ test must be 1, found 1\.18",

@@ -39,16 +39,14 @@ def test_every_known_target_is_accepted_in_its_section(section, target):
 )
 def test_a_known_target_composes_or_says_what_this_version_lacks(tmp_path, write, section, target):
     write(tmp_path, "mine", yaml.safe_dump(placed(section, target)))
-    absent_model = MODEL_TARGETS.get(target, "scbert") not in BUILDABLE_MODELS
-    if absent_model or DATA_MODULE_TARGETS.get(target) == "panglaodb":
-        with pytest.raises(
-            ConfigError, match="cannot be built by this version" if absent_model else "not in this version"
-        ):
+    if DATA_MODULE_TARGETS.get(target) == "panglaodb":
+        with pytest.raises(ConfigError, match="not in this version"):
             compose("mine", config_dir=tmp_path)
     else:
         run = compose("mine", config_dir=tmp_path)
         assert run.task_kind == TASK_TARGETS.get(target, "train")
         assert run.dataset == DATA_MODULE_TARGETS.get(target)
+        assert run.model.model_type == MODEL_TARGETS.get(target, "scbert")
 
 
 @pytest.mark.parametrize("section", [name for name in SECTION_TARGETS if name != "data_module"])
@@ -58,9 +56,10 @@ def test_a_target_of_another_section_is_refused(section):
 
 
 def test_the_models_called_buildable_are_those_that_the_models_room_can_build():
+    from bmfm_pipeline.config.models import MODELS
     from bmfm_pipeline.models.registry import BACKBONES
 
-    assert set(BUILDABLE_MODELS) == set(BACKBONES)
+    assert set(BUILDABLE_MODELS) == set(BACKBONES) == set(MODELS)
 
 
 def _everywhere(victim: str) -> dict[str, dict]:
@@ -289,8 +288,9 @@ class TestKeysThatThisVersionDoesNotOffer:
             ("+data_module.dataset_kwargs.limit_samples=10", r"set data_module\.limit_dataset_samples"),
             ("+trainer.batch_size=64", r"set data_module\.batch_size"),
             ("+task.resume_training_from_ckpt=true", "resumes by itself"),
-            ("+data_module.rda_transform=downsample", "remove it"),
-            ("+fields.0.vocab_update_strategy=dynamic", "does not offer"),
+            ("+data_module.tokenize_kwargs={stride: 2}", "remove it"),
+            ("+fields.0.datastore_config={path: /x}", "does not offer"),
+            ("++task.callbacks=[{_target_: x}]", r"data_module\.batch_schedule|is refused"),
             ("label_columns=[{label_column_name: a, label_ontology: celltypeont}]", "does not offer"),
         ],
     )
@@ -301,7 +301,7 @@ class TestKeysThatThisVersionDoesNotOffer:
     @pytest.mark.parametrize(
         "override",
         [
-            "+data_module.log_normalize_transform=false",
+            "data_module.log_normalize_transform=false",
             "+data_module.processed_name=processed",
             "+fields.0.vocab_update_strategy=static",
             "+trainer.batch_prediction_behavior=track",

@@ -145,7 +145,7 @@ class TestRefusals:
             ),
             (
                 [losses(on_field("expressions", "mse", wced_target="input_genes"))],
-                r"wced_target .*not offered by this version",
+                r"wced_target needs whole-cell targets: set data_module\.masking_strategy={kind: wced}",
             ),
             (
                 [losses(on_field("expressions", "mse", decoder_key="expressions_token_scores"))],

@@ -10,7 +10,7 @@ from bmfm_pipeline.errors import ConfigError
 # One value other than the default for each key of bmfm_targets' sections that this version offers.
 SECTIONS = {
     "seed": {"seed_value": 99},
-    "tokenizer": {"identifier": "/vocabularies/mine"},
+    "tokenizer": {"identifier": "/vocabularies/mine", "prepend_tokens": ["[CLS_0]", "[CLS_1]"]},
     "data_module": {
         "data_dir": "/data",
         "transform_datasets": False,
@@ -24,7 +24,26 @@ SECTIONS = {
         "padding": "max_length",
         "truncation": False,
         "pad_to_multiple_of": 8,
-        "sequence_order": "sorted",
+        "sequence_order": "chromosomal",
+        "gene_positions": "/positions.csv",
+        "sequence_dropout_factor": 0.1,
+        "selective_dropout": {
+            "fraction": 0.2,
+            "pattern_weights": [["^RP", 3.0]],
+            "weights": "/weights.csv",
+            "adaptive": True,
+            "temperature": 2.0,
+            "decreasing": True,
+        },
+        "pad_zero_expression_strategy": {
+            "strategy": "batch_wise",
+            "interleave_zero_ratio": 0.4,
+            "expressed_sample_ratio": 0.1,
+            "granularity": 5,
+        },
+        "log_normalize_transform": True,
+        "median_normalization": "/medians.csv",
+        "masking_strategy": {"kind": "pattern", "pattern_weights": [["^RP", 0.0]], "use_for_validation": True},
         "change_ratio": 0.3,
         "mask_ratio": 0.6,
         "switch_ratio": 0.2,
@@ -32,8 +51,13 @@ SECTIONS = {
         "prevent_attention_to_masked": True,
         "limit_dataset_samples": 50,
         "limit_genes": None,
+        "map_orthologs": "mouse_to_human_orthologs",
+        "batch_schedule": [{"max_length": 32, "batch_size": 5}, {"max_length": 48, "batch_size": 4}],
+        "test_batch_size": 7,
+        "test_max_length": 96,
         "dataset_kwargs": {
             "processed_data_source": "/p.h5ad",
+            "expose_zeros": "all",
             "label_columns": ["a"],
             "regression_label_columns": ["b"],
             "label_dict_path": "/labels.json",
@@ -44,6 +68,12 @@ SECTIONS = {
             "source_h5ad_file_name": "/raw.h5ad",
             "processed_data_source": "/p.h5ad",
             "transforms": [{"transform_name": "LogTransform", "transform_args": {"base": 2}}],
+            "split": {
+                "mapping": {"training": "train", "held out": "test"},
+                "dev_fraction": 0.2,
+                "cells_per_class": 5,
+                "name": "mine",
+            },
             "split_column_name": "fold",
             "split_weights": {"train": 0.5, "dev": 0.25, "test": 0.25},
             "random_state": 5,
@@ -52,6 +82,14 @@ SECTIONS = {
             "layer": "raw",
             "duplicate_genes": "sum",
             "input_values": "any",
+            "gene_names": {
+                "table": "/hgnc.txt",
+                "duplicates": "highest",
+                "min_share_of_counts": 0.3,
+                "orthologs": "/orthologs.csv",
+                "ortholog_columns": ["mouse", "human"],
+                "one_to_many": "first",
+            },
         },
     },
     "model": {
@@ -133,7 +171,12 @@ TASK_CLASSES = {
 FIELD_KEYS = {
     "field_name": "expressions",
     "vocab_size": 12,
-    "pretrained_embedding": {"filename": "/vectors.txt"},
+    "pretrained_embedding": {
+        "filename": "/vectors.txt",
+        "embedding_indices_to_freeze": [6],
+        "pre_trained_indices_to_use": [0, 1],
+    },
+    "vocab_update_strategy": "static",
     "is_masked": True,
     "is_input": True,
     "decode_modes": {"regression": {}, "is_zero": {}},
@@ -196,6 +239,7 @@ def test_every_key_of_a_label_column_reaches_the_run(tmp_path, write):
 
 def test_these_examples_name_every_key_there_is():
     from bmfm_pipeline.config import FieldInfo, LabelColumnInfo
+    from bmfm_pipeline.config.models import SCBertModel
     from bmfm_pipeline.config.run_config import TASKS as KINDS
     from bmfm_pipeline.config.run_config import RunConfig
     from bmfm_pipeline.config.tasks import TaskConfig
@@ -204,9 +248,10 @@ def test_these_examples_name_every_key_there_is():
         return set(model.model_fields)
 
     # Given elsewhere: by `_target_`, by the tokenizer, or only where a label of classes exists.
-    elsewhere = {"model_type", "pad_token_id", "attention_kwargs", "balancing_label_column"}
+    elsewhere = {"model_type", "pad_token_id", "attention_kwargs", "balancing_label_column", "rda_transform"}
+    elsewhere |= {"label_sets", "normalize"}  # of whole-cell targets, which mask nothing
     for section, keys in SECTIONS.items():
-        model = RunConfig.model_fields[section].annotation
+        model = SCBertModel if section == "model" else RunConfig.model_fields[section].annotation
         assert names(model) - set(keys) <= elsewhere, section
         for name, value in keys.items():
             inner = model.model_fields[name].annotation
@@ -288,10 +333,12 @@ class TestModel:
         assert run.model.pad_token_id == 2
         assert any("model.pad_token_id 0: follows the tokenizer" in note for note in run.notes)
 
-    def test_flex_attention_is_computed_as_torch_and_says_so(self):
-        run = compose("pre_train_config", ["model.attention=flex"])
-        assert run.model.attention == "torch"
-        assert any("flex" in note for note in run.notes)
+    def test_flex_attention_is_kept_and_says_what_it_needs(self, monkeypatch):
+        for found, notes in ((None, 1), ("gpu", 0)):
+            monkeypatch.setattr("bmfm_pipeline.config.run_config.find_accelerator", lambda found=found: found)
+            run = compose("pre_train_config", ["model.attention=flex", "preset=none"])
+            assert run.model.attention == "flex"
+            assert sum("flex: needs a GPU" in note for note in run.notes) == notes
 
     def test_sequences_longer_than_the_positions_are_refused(self):
         overrides = ["model.position_embedding_type=absolute", "data_module.max_length=1024"]

@@ -34,6 +34,8 @@ def predict_loader(
     from bmfm_pipeline.objectives import RunningMetrics
 
     _check_heads(model, class_names)
+    heads = getattr(getattr(model, "config", None), "model_labels", ())
+    several = {label.name for label in heads if label.is_multilabel}
     model = model.to(device).eval()
     running = RunningMetrics(objectives) if objectives is not None and objectives.tasks else None
     cells: list[str] = []
@@ -52,7 +54,7 @@ def predict_loader(
         if running:
             running.update(_to(output.logits, "cpu"), labels, positions)
         for name in class_names:
-            outputs[name].append(_label_output(output.logits[name].float(), bool(class_names[name])))
+            outputs[name].append(_label_output(output.logits[name].float(), bool(class_names[name]), name in several))
         if pooling is not None:
             embeddings.append(pool(output, batch["attention_mask"].to(device), pooling).float().cpu().numpy())
         cells += batch["cell_name"]
@@ -65,8 +67,11 @@ def predict_loader(
     for name, names in class_names.items():
         values = np.concatenate(outputs[name]) if outputs[name] else np.zeros((0, max(1, len(names))))
         _refuse_nan(name, values, cells, precision)
-        true = truth[name][index] if truth else np.full(len(index), -100 if names else np.nan)
-        if names:
+        shape = values.shape if name in several else (len(index),)
+        true = truth[name][index] if truth else np.full(shape, -100 if names else np.nan)
+        if name in several:
+            found[name] = LabelPredictions(true, (values > 0.5).astype(np.int64), values, names)
+        elif names:
             found[name] = LabelPredictions(true, values.argmax(axis=1), values, names)
         else:
             found[name] = LabelPredictions(true, values.ravel())
@@ -108,8 +113,10 @@ def _refuse_nan(name: str, values: np.ndarray, cells: list[str], precision: str)
         )
 
 
-def _label_output(logits: torch.Tensor, classes: bool) -> np.ndarray:
-    """(batch, C) probabilities, or (batch, 1) values."""
+def _label_output(logits: torch.Tensor, classes: bool, several: bool) -> np.ndarray:
+    """(batch, C) probabilities, of each class by itself where a cell may have several, or (batch, 1) values."""
+    if several:
+        return torch.sigmoid(logits).cpu().numpy().astype(np.float64)
     return (torch.softmax(logits, dim=-1) if classes else logits.reshape(-1, 1)).cpu().numpy().astype(np.float64)
 
 

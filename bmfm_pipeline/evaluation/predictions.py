@@ -21,7 +21,7 @@ class LabelPredictions:
 
     Classes: `truth` and `predicted` are class ids (n,), -100 where the truth is unknown, `probabilities` (n, C). Regression:
     `truth` and `predicted` are values (n,), truth nan where unknown; `class_names` is empty. `only_top`: probabilities beyond
-    the largest of each cell are stored as 0.
+    the largest of each cell are stored as 0. Several classes a cell: `truth` and `predicted` are 0 and 1 for each class (n, C).
     """
 
     truth: np.ndarray
@@ -33,6 +33,11 @@ class LabelPredictions:
     @property
     def is_regression(self) -> bool:
         return not self.class_names
+
+    @property
+    def has_several(self) -> bool:
+        """Whether a cell may have several classes; such predictions are scored and stored class by class."""
+        return self.predicted.ndim == 2
 
     @property
     def known(self) -> np.ndarray:

@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 
 from bmfm_pipeline.storage import write_text_atomic
 from bmfm_pipeline.training.keeping import Position, between_steps
+from bmfm_pipeline.training.schedule import planned_steps
 from bmfm_pipeline.training.stopping import emit
 
 PROGRESS_EVERY = 0.5  # seconds
@@ -164,7 +165,7 @@ class Patience(pl.Callback):
 def total_steps(trainer) -> int | None:
     """How many optimiser steps the training will take, when that is known."""
     try:
-        steps = trainer.estimated_stepping_batches
+        steps = planned_steps(trainer)
     except Exception:
         return None
     return int(steps) if math.isfinite(steps) else None

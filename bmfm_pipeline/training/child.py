@@ -81,6 +81,8 @@ def _train(spec: TrainSpec, run, stop: StopRequest, lease) -> dict | None:
     import pytorch_lightning as pl
     import torch
 
+    from bmfm_pipeline.models.gene2vec import describe_pretrained
+    from bmfm_pipeline.training.adaptive import adaptive_masking
     from bmfm_pipeline.training.callbacks import History, Patience, Progress
     from bmfm_pipeline.training.checkpoints import newest_valid, read_place
     from bmfm_pipeline.training.data_module import build_data_module
@@ -102,12 +104,13 @@ def _train(spec: TrainSpec, run, stop: StopRequest, lease) -> dict | None:
     module = build_module(run, data)
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     dev_batches = len(data.val_dataloader()) if len(data.rows["dev"]) else 0
-    options, notes = trainer_options(task, len(data.train_sampler), dev_batches, world_size)
+    options, notes = trainer_options(task, data.most_train_batches, dev_batches, world_size)
+    options.update(data.trainer_options)
     notes += _execution_notes(task)
-    for text in notes:
+    for text in notes + describe_pretrained(module.model.config.fields):
         note(text)
 
-    position = Position(data, options.get("limit_train_batches", len(data.train_sampler)), bool(task.overfit_batches))
+    position = Position(data, options.get("limit_train_batches"), bool(task.overfit_batches))
     keeping = Checkpointing(run_dir / "checkpoints", position, lease, stop, task.checkpoints_every_n_train_steps)
     history = History(run_dir / "history.jsonl", task.log_every_n_steps, position)
     progress = Progress(spec.stage, STARTED, position)
@@ -121,8 +124,9 @@ def _train(spec: TrainSpec, run, stop: StopRequest, lease) -> dict | None:
     if IS_FIRST:
         history.cut(keeping.saved_step, keeping.validated_step)
     _freeze(module.model, task.freeze_layers)
+    watching = adaptive_masking(run, data, module, position)
     patience = [Patience(task.early_stopping_patience)] if task.early_stopping_patience else []
-    trainer = _trainer(options, [position, *patience, history, progress, keeping], run_dir)
+    trainer = _trainer(options, [position, *watching, *patience, history, progress, keeping], run_dir)
     parameters = sum(parameter.numel() for parameter in module.model.parameters())
     trained = sum(parameter.numel() for parameter in module.model.parameters() if parameter.requires_grad)
     if task.enable_model_summary:
@@ -215,15 +219,22 @@ def _leave_group() -> None:
 
 def _sizes_of_checkpoint(run, init_from: str | None):
     """Where nobody wrote model sizes, fine-tuning takes those of the model it starts from."""
+    from bmfm_pipeline.config.models import read_model
+
     if init_from is None or not run.sizes_from_checkpoint:
         return run
     stored = json.loads((Path(init_from) / "config.json").read_text())
-    sizes = {
-        name: stored[name]
-        for name in type(run.model).model_fields
-        if name in stored and name not in ("checkpoint", "model_type")
-    }
-    return run.model_copy(update={"model": run.model.model_copy(update={**sizes, "model_type": stored["model_type"]})})
+    named, found = run.model.model_type, stored["model_type"]
+    if named not in ("scbert", found):  # scbert is also what a config says that does not choose
+        raise ConfigError(
+            f"model: the config asks for {named}, but the checkpoint it starts from is {found}; use model={found.removeprefix('sc')}, or "
+            f"another model.checkpoint ({init_from})"
+        )
+    if found != named:
+        note(f"model: {found}, as the checkpoint it starts from")
+    kind = type(read_model({"model_type": found}))
+    sizes = {name: stored[name] for name in kind.model_fields if name in stored and name != "checkpoint"}
+    return run.model_copy(update={"model": read_model({**sizes, "checkpoint": run.model.checkpoint})})
 
 
 def _start_weights(module, spec: TrainSpec, run_dir: Path) -> None:
@@ -245,7 +256,7 @@ def _freeze(model, freeze_layers: bool | str) -> None:
     if not freeze_layers:
         return
     try:
-        pattern = re.compile(r"\.encoder\." if freeze_layers is True else freeze_layers)
+        pattern = re.compile(model.encoder_pattern if freeze_layers is True else freeze_layers)
     except re.error as error:
         raise ConfigError(f"task.freeze_layers: {freeze_layers!r} is not a regular expression ({error})") from error
     names = {name for name, _ in model.named_parameters() if pattern.search(name)}

@@ -1,5 +1,6 @@
 """CellDataModule: loaders over a processed artefact for Lightning, with samplers that know epoch and position."""
 
+import dataclasses
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,8 @@ from bmfm_pipeline.batching import (
 )
 from bmfm_pipeline.config import RunConfig
 from bmfm_pipeline.errors import ConfigError, DataError
-from bmfm_pipeline.training.prepared import PreparedData, batching_config
+from bmfm_pipeline.training.prepared import PreparedData
+from bmfm_pipeline.training.schedule import Schedule, ScheduledCells, ScheduledSampler
 
 SPLITS = ("train", "dev", "test")
 
@@ -33,7 +35,10 @@ class CellDataModule(pl.LightningDataModule):
         super().__init__()
         self.run, self._prepare = run, prepare
         self.prepared = PreparedData(data) if data is not None else None
+        entries = run.data_module.batch_schedule
+        self.schedule = Schedule(entries) if entries else None
         self.builder: BatchBuilder | None = None
+        self.builders: dict[int, BatchBuilder] = {}  # by length; `builder` is that of max_length
         self.rows: dict[str, np.ndarray] = {}
         self.train_sampler: EpochBatchSampler | None = None
 
@@ -57,29 +62,56 @@ class CellDataModule(pl.LightningDataModule):
             raise DataError(
                 f"{self.prepared.folder}: the split has no training cells; set data_module.transform_kwargs.split_weights.train above 0"
             )
+        follows = self.trainer is None or self.trainer.reload_dataloaders_every_n_epochs == 1
+        if stage == "fit" and self.schedule is not None and not follows:
+            raise ConfigError(
+                "data_module.batch_schedule gives epochs different numbers of batches, which the Trainer has to count anew: make it "
+                "with reload_dataloaders_every_n_epochs=1"
+            )
 
     def _build(self) -> None:
         module, seed = self.run.data_module, self.run.seed.seed_value
-        builder = BatchBuilder(
-            self.prepared.store,
-            self.prepared.field_specs(self.run),
-            batching_config(self.run),
-            self.prepared.labels(self.run),
-        )
-        for split in SPLITS:
+        specs, labels = self.prepared.field_specs(self.run), self.prepared.labels(self.run)
+        config, options = self.prepared.batching_config(self.run), self.prepared.builder_options(self.run)
+        builders = {
+            length: BatchBuilder(
+                self.prepared.store, specs, dataclasses.replace(config, max_length=length), labels, **options
+            )
+            for length in module.lengths
+        }
+        for builder in builders.values():
+            builder.report = builders[module.max_length].report  # one account of what was left out
+        everyone = np.arange(len(self.prepared.store.obs_names))
+        for split in (*SPLITS, "predict"):
             limit = module.limit_dataset_samples
             limit = limit.get(split) if isinstance(limit, dict) else limit
-            self.rows[split] = choose_rows(self.prepared.rows(split), limit, seed)
-        self.train_sampler = EpochBatchSampler(
-            len(self.rows["train"]),
-            module.batch_size,
+            rows = everyone if split == "predict" else self.prepared.rows(split)
+            self.rows[split] = choose_rows(rows, limit, seed)
+        options = dict(
             shuffle=module.shuffle,
             seed=seed,
             weights=self._weights(),
             num_replicas=int(os.environ.get("WORLD_SIZE", "1")),
             rank=int(os.environ.get("RANK", "0")),
         )
-        self.builder = builder
+        cells = len(self.rows["train"])
+        if self.schedule is None:
+            self.train_sampler = EpochBatchSampler(cells, module.batch_size, **options)
+        else:
+            self.train_sampler = ScheduledSampler(cells, self.schedule, **options)
+        self.builders, self.builder = builders, builders[module.max_length]
+
+    @property
+    def most_train_batches(self) -> int:
+        """Batches of the longest epoch, in one process."""
+        if self.schedule is None:
+            return len(self.train_sampler)
+        return max(self.train_sampler.batches(epoch) for epoch in range(self.schedule.epochs))
+
+    @property
+    def trainer_options(self) -> dict[str, int]:
+        """What the Trainer has to be made with so that it follows this data."""
+        return {} if self.schedule is None else {"reload_dataloaders_every_n_epochs": 1}
 
     def _weights(self) -> np.ndarray | None:
         column = self.run.data_module.balancing_label_column
@@ -90,16 +122,24 @@ class CellDataModule(pl.LightningDataModule):
             raise ConfigError(
                 f"data_module.balancing_label_column: '{column}' is not a label column ({', '.join(self.prepared.label_dict)})"
             )
-        return balancing_weights(self.prepared.store.labels(column, known)[self.rows["train"]])
+        silent = {entry.label_column_name: entry.silent_label_values for entry in self.run.label_columns}.get(column)
+        return balancing_weights(self.prepared.store.labels(column, known, silent)[self.rows["train"]])
 
     def _loader(self, rows: np.ndarray) -> DataLoader:
-        sampler = EpochBatchSampler(len(rows), self.run.data_module.batch_size, shuffle=False)
-        return make_loader(CellDataset(self.builder, rows, evaluation=True), sampler, self.run.data_module.num_workers)
+        module = self.run.data_module
+        sampler = EpochBatchSampler(len(rows), module.evaluation_batch_size, shuffle=False)
+        cells = CellDataset(self.builders[module.evaluation_length], rows, evaluation=True)
+        return make_loader(cells, sampler, module.num_workers)
 
     def train_dataloader(self) -> DataLoader:
-        return make_loader(
-            CellDataset(self.builder, self.rows["train"]), self.train_sampler, self.run.data_module.num_workers
-        )
+        """Training batches in the order, length and size of the epoch that the sampler stands in."""
+        if self.schedule is None:
+            cells = CellDataset(self.builder, self.rows["train"])
+        else:
+            cells = ScheduledCells(self.builders, self.schedule, self.rows["train"])
+            if self.trainer is not None:  # the loader's length is asked for before the epoch begins
+                self.train_sampler.set_epoch(self.trainer.current_epoch)
+        return make_loader(cells, self.train_sampler, self.run.data_module.num_workers)
 
     def val_dataloader(self) -> DataLoader | list:
         return self._loader(self.rows["dev"]) if len(self.rows["dev"]) else []
@@ -108,12 +148,27 @@ class CellDataModule(pl.LightningDataModule):
         return self._loader(self.rows["test"])
 
     def predict_dataloader(self) -> DataLoader:
-        """Every cell of the data, in the order of the file."""
-        return self._loader(np.arange(len(self.prepared.store.obs_names)))
+        """Every cell of the data, in the order of the file; a sample of them where limit_dataset_samples says so."""
+        return self._loader(self.rows["predict"])
 
     def split_loader(self, split: str) -> DataLoader:
         """A loader over one split in row order, as evaluation reads it."""
         return self._loader(self.rows[split])
+
+    @property
+    def gene_token_ids(self) -> np.ndarray:
+        """Token id of each gene column, int32 (genes,); 0 where there is none."""
+        return self.prepared.vocabularies["genes"].ids(self.prepared.store.var_names)
+
+    def set_mask_weights(self, weights: np.ndarray | None, from_epoch: int = 0) -> None:
+        """Mask genes at these relative rates, float32 (genes,), from an epoch on, whatever length cells are cut to."""
+        for builder in self.builders.values():
+            builder.set_mask_weights(weights, from_epoch)
+
+    def set_dropout_weights(self, weights: np.ndarray | None) -> None:
+        """Drop genes at these relative rates, float32 (genes,), where data_module.selective_dropout drops any."""
+        for builder in self.builders.values():
+            builder.set_dropout_weights(weights)
 
     def teardown(self, stage: str | None = None) -> None:
         """Nothing to close: the data stays mapped and can be used again."""

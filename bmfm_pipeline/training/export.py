@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from bmfm_pipeline.storage import write_json_atomic
+from bmfm_pipeline.training.gene_tables import keep_tables
 from bmfm_pipeline.training.spec import TrainSpec
 
 
@@ -30,10 +31,14 @@ def export_model(run, spec: TrainSpec, module, data, keeping) -> dict[str, Any]:
         if (source / name).exists():
             shutil.copyfile(source / name, folder / name)
     plain = run.model_dump(mode="json")
-    write_json_atomic(
-        folder / "bmfm.json",
-        {name: plain[name] for name in ("fields", "label_columns", "data_module", "seed", "dataset", "preset_used")},
-    )
+    keep_tables(run, folder)
+    batching = data.builder.config
+    plain["data_module"]["rda_transform"] = (
+        batching.rda_transform
+    )  # the number of reads, where it was taken from the training cells
+    plain["values_from"] = batching.values_from
+    names = ("fields", "label_columns", "data_module", "tokenizer", "seed", "dataset", "preset_used", "values_from")
+    write_json_atomic(folder / "bmfm.json", {name: plain[name] for name in names})
     load_model(folder)  # strict: what was written is what was trained
     score = keeping.best_score if keeping.best_path is not None else None
     return {
@@ -43,5 +48,12 @@ def export_model(run, spec: TrainSpec, module, data, keeping) -> dict[str, Any]:
         "train_cells": len(data.rows["train"]),
         "dev_cells": len(data.rows["dev"]),
         "unknown_genes": data.builder.report.unknown_genes,
+        **_left_out(data.builder.report),
         "values_outside_vocabulary": int(data.builder.report.values_outside_vocabulary),
     }
+
+
+def _left_out(report) -> dict[str, int]:
+    """Genes that the run's own tables keep out of batches, where there are any."""
+    names = ("genes_not_allowed", "genes_without_median", "genes_without_position")
+    return {name: count for name in names if (count := getattr(report, name))}

@@ -25,9 +25,15 @@ class WholeFiles(TorchCheckpointIO):
 class Position(pl.Callback):
     """The batch that training stands at, counted in whole optimiser steps, and the sampler's epoch. The first of the callbacks."""
 
-    def __init__(self, data, batches_per_epoch: int, same_batches: bool = False):
-        self.data, self.batches_per_epoch, self.same_batches = data, batches_per_epoch, same_batches
+    def __init__(self, data, most_batches: int | None = None, same_batches: bool = False):
+        self.data, self.most_batches, self.same_batches = data, most_batches, same_batches
         self.epoch = self.batches = 0
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Batches of the epoch that the sampler stands in, at most as many as an epoch is limited to."""
+        batches = len(self.data.train_sampler)
+        return batches if self.most_batches is None else min(batches, self.most_batches)
 
     @property
     def epochs(self) -> float:

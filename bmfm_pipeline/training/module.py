@@ -14,6 +14,7 @@ from bmfm_pipeline.config import RunConfig, TrainerConfig
 from bmfm_pipeline.errors import ConfigError, TrainingError
 from bmfm_pipeline.objectives import LossResult, Objectives, RunningMetrics, build_objectives
 from bmfm_pipeline.training.prepared import PreparedData
+from bmfm_pipeline.training.schedule import planned_steps
 
 
 class TrainingModule(pl.LightningModule):
@@ -89,13 +90,15 @@ class TrainingModule(pl.LightningModule):
         self.metrics.reset()
         self._sums, self._counts = {}, {}
 
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, torch.Tensor]:
+        """Score one batch; the logits are for callbacks that look closer."""
         logits, positions = self._outputs(batch)
         result = self.objectives.compute(logits, batch["labels"], positions)
         for name in result.sums:
             self._sums[name] = self._sums.get(name, 0.0) + float(result.sums[name])
             self._counts[name] = self._counts.get(name, 0.0) + float(result.counts[name])
         self.metrics.update(logits, batch["labels"], positions)
+        return logits
 
     def on_validation_epoch_end(self) -> None:
         if self._counts:
@@ -137,7 +140,7 @@ class TrainingModule(pl.LightningModule):
                 "decay until the end of training, or a number of steps"
             )
         if decay == -1:
-            total = self.trainer.estimated_stepping_batches
+            total = planned_steps(self.trainer)
             if not math.isfinite(total):
                 raise ConfigError(
                     "trainer.lr_decay_steps is -1, which needs an end to decay to; set task.max_steps or task.max_epochs"

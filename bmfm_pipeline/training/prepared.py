@@ -1,25 +1,29 @@
 """A processed artefact as training needs it: cells, vocabularies, labels and splits, made into field specs and model fields."""
 
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bmfm_pipeline.batching import BatchingConfig, FieldSpec
+from bmfm_pipeline.batching import BatchingConfig, FieldSpec, ZeroExposure
 from bmfm_pipeline.config import RunConfig
-from bmfm_pipeline.data.labels import read_label_dict
+from bmfm_pipeline.data.label_files import read_label_dict
 from bmfm_pipeline.data.splits import read_split_info
 from bmfm_pipeline.data.store import CellStore
 from bmfm_pipeline.errors import ConfigError, DataError
+from bmfm_pipeline.storage import localise
+from bmfm_pipeline.training.gene_tables import builder_options
 from bmfm_pipeline.vocabulary import MultiFieldVocabulary
+from bmfm_pipeline.vocabulary.building import READ_DEPTH_TOKENS
 
 
 class PreparedData:
-    """The folder of a preprocess artefact: processed.h5ad, split.json, label_dict.json, tokenizers/."""
+    """The folder of a preprocess artefact, local or on s3: processed.h5ad, split.json, label_dict.json, tokenizers/."""
 
     def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
+        self.folder = localise(folder)
         if not (self.folder / "processed.h5ad").exists():
             raise DataError(f"{self.folder}: holds no processed.h5ad; make it with `bmfm preprocess`")
 
@@ -38,6 +42,12 @@ class PreparedData:
     @cached_property
     def split_column(self) -> str:
         return read_split_info(self.folder)["column"]
+
+    @cached_property
+    def split_group(self) -> str | None:
+        """The obs column whose values the split kept whole, such as the donor."""
+        info = read_split_info(self.folder)
+        return info.get("group") or info.get("made_as", {}).get("group")
 
     def rows(self, split: str) -> np.ndarray:
         return self.store.rows_of_split(split, self.split_column)
@@ -63,8 +73,34 @@ class PreparedData:
         """The fields of `run` as the batch builder takes them."""
         return field_specs(run, self.vocabularies, self.store.var_names)
 
+    def batching_config(self, run: RunConfig) -> BatchingConfig:
+        """What the batch builder reads of `run`, for these cells."""
+        return batching_config(run, self.vocabularies, self._counts, self._most_reads)
+
+    def builder_options(self, run: RunConfig) -> dict[str, Any]:
+        """Tables and weights by gene that `run` names, as keyword arguments of the batch builder."""
+        return builder_options(run, self.store.var_names, self.folder / "transforms.json")
+
+    @property
+    def _counts(self) -> str | None:
+        """The matrix of raw counts; None where X itself is all there is."""
+        return "counts" if getattr(self.store, "counts", None) is not None else None
+
+    def _most_reads(self) -> int:
+        """The largest total count of a training cell."""
+        from bmfm_pipeline.batching.arranging import largest_total
+        from bmfm_pipeline.batching.matrices import CellMatrix
+
+        matrix = CellMatrix(self.store if self._counts is None else self.store.counts, self.store.shape[0])
+        rows = self.rows("train")
+        blocks = (rows[start : start + 10_000] for start in range(0, len(rows), 10_000))
+        most = round(max((largest_total(*matrix.select(block)) for block in blocks), default=0.0))
+        if most < 1:
+            raise DataError(f"{self.folder}: no training cell has a read, so rda_transform has nothing to align to")
+        return most
+
     def labels(self, run: RunConfig) -> dict[str, np.ndarray]:
-        """{label column: class ids or values of every cell}."""
+        """{label column: of every cell the class id (cells,), the number (cells,), or 0 and 1 for each class (cells, classes)}."""
         found = {}
         for column in run.label_columns:
             name = column.label_column_name
@@ -73,7 +109,8 @@ class PreparedData:
                 raise ConfigError(
                     f"label_columns: '{name}' is not in the label dictionary of the data ({', '.join(self.label_dict)})"
                 )
-            found[name] = self.store.labels(name, known, column.silent_label_values)
+            separator = column.multilabel_str_sep if column.is_multilabel else None
+            found[name] = self.store.labels(name, known, column.silent_label_values, separator)
         return found
 
     def token_values(self, run: RunConfig) -> dict[str, np.ndarray]:
@@ -103,20 +140,43 @@ def field_specs(run: RunConfig, vocabularies: MultiFieldVocabulary, gene_names: 
                 num_special_tokens=vocabulary.n_special if vocabulary else 5,
                 column_ids=vocabulary.ids(gene_names) if is_genes and vocabulary else None,
                 value_ids=vocabulary.value_ids() if vocabulary and not is_genes else None,
+                never_switch=tuple(index for index in vocabulary.ids(READ_DEPTH_TOKENS).tolist() if index)
+                if vocabulary
+                else (),
             )
         )
     return specs
 
 
-def batching_config(run: RunConfig) -> BatchingConfig:
-    """The part of the data module section that the batch builder reads."""
+def prefix_ids(run: RunConfig, vocabularies: MultiFieldVocabulary) -> tuple[int, ...]:
+    """Ids of the tokens before the genes of every cell: [CLS], or tokenizer.prepend_tokens instead. Raises DataError."""
+    used = [entry.field_name for entry in run.fields if entry.field_name in vocabularies]
+    return MultiFieldVocabulary({name: vocabularies[name] for name in used}).prefix_ids(run.tokenizer.prepend_tokens)
+
+
+def batching_config(
+    run: RunConfig,
+    vocabularies: MultiFieldVocabulary,
+    counts: str | None = None,
+    most_reads: Callable[[], int] | None = None,
+) -> BatchingConfig:
+    """What the batch builder reads of the data module and tokenizer sections.
+
+    `counts` names the store's matrix of raw counts, which read-depth transforms need; `most_reads` tells the reads of the deepest
+    training cell, for rda_transform=auto_align. Raises ConfigError where the vocabulary lacks the tokens that are needed.
+    """
     module = run.data_module
+    zeros, strategy = module.pad_zero_expression_strategy, module.masking_strategy
+    depth = module.rda_transform
+    if depth == "auto_align":
+        depth = most_reads()
+    whole = strategy is not None and strategy.kind == "wced"
     return BatchingConfig(
         collation_strategy=module.collation_strategy,
         mlm=module.masks,
         max_length=module.max_length,
         max_mfi_data_len=module.max_mfi_data_len,
-        limit_genes=module.limit_genes,
+        limit_genes=None if module.limit_genes is None else "tokenizer",
         padding=module.padding,
         truncation=module.truncation,
         pad_to_multiple_of=module.pad_to_multiple_of,
@@ -127,4 +187,26 @@ def batching_config(run: RunConfig) -> BatchingConfig:
         comask_across_fields=module.comask_across_fields,
         prevent_attention_to_masked=module.prevent_attention_to_masked,
         seed=run.seed.seed_value,
+        prefix_ids=prefix_ids(run, vocabularies),
+        log_normalize_transform=module.log_normalize_transform,
+        values_from=counts if depth is not None else None,
+        sequence_dropout_factor=module.sequence_dropout_factor,
+        selective_dropout=module.selective_dropout.fraction if module.selective_dropout else 0.0,
+        expose_zeros=module.dataset_kwargs.expose_zeros == "all",
+        zeros=None if zeros is None else ZeroExposure(**zeros.model_dump()),
+        rda_transform=depth,
+        depth_ids=None if depth is None else _depth_ids(vocabularies),
+        wced_targets=tuple(strategy.label_sets) if whole else (),
+        wced_normalize=strategy.normalize if whole else True,
+        weigh_evaluation=strategy is not None and strategy.use_for_validation,
     )
+
+
+def _depth_ids(vocabularies: MultiFieldVocabulary) -> tuple[int, int]:
+    seen, asked = vocabularies["genes"].ids(READ_DEPTH_TOKENS).tolist()
+    if not (seen and asked):
+        raise ConfigError(
+            f"data_module.rda_transform: the genes vocabulary has no {' and '.join(READ_DEPTH_TOKENS)}, the tokens that tell a cell's "
+            "read depth; use a vocabulary that has them (tokenizer.identifier=data builds one), or set rda_transform=null"
+        )
+    return seen, asked

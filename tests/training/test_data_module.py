@@ -1,5 +1,7 @@
 """The data module: made when asked for, set up for any stage, batches of every split."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import pytorch_lightning as pl
@@ -109,3 +111,58 @@ def test_nothing_to_learn_is_said_before_anything_is_built(prepared):
                      data_module__collation_strategy="multitask", data_module__mlm=False)  # fmt: skip
     with pytest.raises(ConfigError, match="nothing to learn"):
         build_module(run, build_data_module(run, prepared))
+
+
+def test_a_limit_is_a_random_sample_that_every_process_and_every_start_agrees_on(prepared):
+    run = run_config(data_module__limit_dataset_samples={"train": 100, "predict": 25})
+    data, again = build_data_module(run, prepared), build_data_module(run, prepared)
+    other = build_data_module(run_config(data_module__limit_dataset_samples=25, seed__seed_value=7), prepared)
+    for module in (data, again, other):
+        module.setup()
+    assert [len(data.rows[name]) for name in ("train", "dev", "test", "predict")] == [100, 56, 140, 25]
+    assert {name: len(rows) for name, rows in other.rows.items()} == dict.fromkeys(data.rows, 25)
+    for name in data.rows:
+        assert np.array_equal(data.rows[name], again.rows[name])
+    assert not np.array_equal(data.rows["predict"], other.rows["predict"])
+    assert data.rows["predict"].max() > 100, "a sample of all cells, not the first ones"
+    expected = [data.prepared.store.obs_names[row] for row in data.rows["predict"]]
+    assert names(data.predict_dataloader()) == expected
+
+
+def test_processes_share_the_draws_of_a_balanced_epoch_and_evaluation_is_not_balanced(prepared, monkeypatch):
+    run = run_config(**WHOLE, data_module__balancing_label_column="celltype")
+    alone = build_data_module(run, prepared)
+    alone.setup("fit")
+    alone.train_sampler.set_epoch(3)
+    whole = names(alone.train_dataloader())
+    assert len(whole) == len(alone.rows["train"]) == 504 and len(set(whole)) < 504
+    shares = []
+    for rank in range(2):
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        monkeypatch.setenv("RANK", str(rank))
+        data = build_data_module(run, prepared)
+        data.setup("fit")
+        data.train_sampler.set_epoch(3)
+        shares.append(names(data.train_dataloader()))
+        assert names(data.val_dataloader()) == names(alone.val_dataloader())
+    assert shares[0] == whole[0::2] and shares[1] == whole[1::2]
+    assert len(set(names(alone.val_dataloader()))) == 56
+
+
+def test_tokens_to_prepend_are_in_training_and_in_prediction_and_travel_with_the_model(cases, prepared):
+    from bmfm_pipeline.stages.predict import Predictor
+    from bmfm_pipeline.training.prepared import prefix_ids
+
+    spec = cases.spec(
+        tokenizer__prepend_tokens=["[CLS]", "[MASK]", "[UNK]"], data_module__test_max_length=16, task__max_epochs=1
+    )
+    cases.train(spec)
+    data = build_data_module(run_config(tokenizer__prepend_tokens=["[CLS]", "[MASK]", "[UNK]"]), prepared)
+    data.setup("fit")
+    batch = next(iter(data.train_dataloader()))
+    assert (batch["input_ids"][:, :, :3] == torch.tensor([3, 4, 0])).all()
+    assert (batch["labels"]["expressions"][:, :3] == -100).all()
+
+    predictor = Predictor.open(Path(spec.run_dir) / "model")
+    assert prefix_ids(predictor.run, predictor.vocabularies) == (3, 4, 0)
+    assert predictor.run.data_module.evaluation_length == 16

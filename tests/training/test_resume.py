@@ -32,6 +32,15 @@ WAYS = {
         "task__max_epochs": 3,
         "task__val_check_interval": 0.3,
     },
+    "lengths and sizes that change, in loader threads": {
+        "data_module__batch_schedule": [
+            {"max_length": 16, "batch_size": 30, "n_epochs": 2},
+            {"max_length": 32, "batch_size": 12, "n_epochs": 1},
+        ],
+        "data_module__num_workers": 2,
+        "task__max_epochs": 3,
+        "trainer__lr_decay_steps": -1,
+    },
     "validation across epochs": {
         "task__max_epochs": None,
         "task__max_steps": 11,

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from training_cases import checkpoint, notes
 
-from bmfm_pipeline.errors import CheckpointError
+from bmfm_pipeline.errors import CheckpointError, ConfigError
 
 
 @pytest.fixture
@@ -43,6 +43,39 @@ def test_sizes_that_nobody_wrote_are_those_of_the_checkpoint(cases, pretrained):
     cases.train(spec)
     stored = json.loads((Path(spec.run_dir) / "model" / "config.json").read_text())
     assert (stored["hidden_size"], stored["intermediate_size"]) == (16, 32)
+
+
+def test_the_type_is_the_checkpoints_unless_a_person_chose_another(cases):
+    tiny = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    short = {"task__max_epochs": 1, "task__limit_train_batches": 2}
+    source = cases.spec(
+        "pretrained", model={"model_type": "scperformer", "feature_redraw_interval": 1, **tiny}, **short
+    )
+    cases.train(source)
+    folder = Path(source.run_dir) / "model"
+    stored = json.loads((folder / "config.json").read_text())
+    assert stored["model_type"] == "scperformer" and stored["feature_seed"] >= 0
+    spec = cases.spec("finetune", "finetune", init_from=folder, sizes_from_checkpoint=True, **short)
+    _, events = cases.train(spec)
+    assert "model: scperformer, as the checkpoint it starts from" in notes(events)
+    tuned = json.loads((Path(spec.run_dir) / "model" / "config.json").read_text())
+    same = ("model_type", "hidden_size", "feature_seed", "feature_redraw_interval")
+    assert [tuned[name] for name in same] == [stored[name] for name in same]
+    passes = "scperformer.training_passes"
+    before, after = (load_file(path / "model.safetensors")[passes] for path in (folder, Path(spec.run_dir) / "model"))
+    assert (before, after) == (2, 4)  # the count of passes goes on
+    other = cases.spec(
+        "other",
+        "finetune",
+        init_from=folder,
+        sizes_from_checkpoint=True,
+        model={"model_type": "scllama", **tiny},
+        **short,
+    )
+    with pytest.raises(
+        ConfigError, match="asks for scllama, but the checkpoint it starts from is scperformer; use model=performer"
+    ):
+        cases.train(other)
 
 
 def test_a_checkpoint_that_does_not_fit_is_refused_tensor_by_tensor(cases, pretrained):

@@ -1,7 +1,10 @@
 """Speed of batch building: cells per second of BatchBuilder and of a DataLoader around it. Prints one JSON line.
 
 python benchmarks/batches.py                      # synthetic cells, about 525 expressed genes each
-python benchmarks/batches.py --h5ad processed.h5ad
+python benchmarks/batches.py --file processed.h5ad  # any processed file; benchmarks/processed.py makes a large one
+
+`us_per_batch` says where the time goes: the kernels, what lies around them, and beside these a plain copy of as many bytes
+as the batch holds (`copy_of_batch`) and as its rows hold in the file (`copy_of_rows`).
 """
 
 import argparse
@@ -106,36 +109,75 @@ def time_by_part(builder, batches: list[np.ndarray]) -> dict[str, float]:
     return parts
 
 
-def copy_rate(builder, rows: np.ndarray) -> float:
-    """Cells per second at which memory merely copies as many bytes as a batch holds: the floor of any builder."""
+def batch_bytes(builder, rows: np.ndarray) -> int:
     batch = builder.build(rows, 0)
     tensors = [batch["input_ids"], batch["attention_mask"], *batch.get("labels", {}).values()]
-    source = np.ones(sum(tensor.numel() * tensor.element_size() for tensor in tensors), dtype=np.uint8)
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def row_bytes(store, rows: np.ndarray) -> int:
+    stored = int(np.sum(np.diff(store.indptr)[rows]))
+    return stored * (store.indices.itemsize + store.data.itemsize)
+
+
+def copy_us(size: int) -> float:
+    """Microseconds in which memory merely copies `size` bytes (median): the floor of anything that writes them."""
+    source, times = np.ones(size, dtype=np.uint8), []
     target = np.empty_like(source)
-    began = time.perf_counter()
     for _ in range(2000):
+        began = time.perf_counter()
         np.copyto(target, source)
-    return 2000 * len(rows) / (time.perf_counter() - began)
+        times.append(time.perf_counter() - began)
+    return float(np.median(times)) * 1e6
 
 
-def loader_rate(builder, n_cells: int, arguments) -> float:
-    """Cells per second through a DataLoader, after a first epoch that starts its workers."""
+def loader_rate(builder, n_cells: int, batch: int, threads: int, seconds: float) -> dict[str, float]:
+    """Cells per second through a DataLoader and CPU milliseconds per cell, after a few batches that start its threads."""
     from bmfm_pipeline.batching import CellDataset, EpochBatchSampler, make_loader
 
-    sampler = EpochBatchSampler(n_cells, arguments.batch, shuffle=True, seed=1)
-    loader = make_loader(CellDataset(builder, np.arange(n_cells)), sampler, arguments.workers)
-    for _ in loader:
-        pass
-    sampler.set_epoch(1)
+    loader = make_loader(
+        CellDataset(builder, np.arange(n_cells)), EpochBatchSampler(n_cells, batch, shuffle=True, seed=1), threads
+    )
+    cells, began = 0, 0.0
+    while True:
+        for number, built in enumerate(loader):
+            if not began and number == 20:
+                began, cpu = time.perf_counter(), time.process_time()
+            elif began:
+                cells += len(built["cell_name"])
+                if time.perf_counter() - began > seconds:
+                    spent = time.perf_counter() - began
+                    return {
+                        "cells_per_s": round(cells / spent),
+                        "cpu_ms_per_cell": round((time.process_time() - cpu) * 1e3 / cells, 5),
+                    }
+
+
+def first_batch_of(path: str, arguments) -> dict[str, float]:
+    """Seconds from opening a file to its first batch of cells in random order, kernels being compiled already."""
+    from bmfm_pipeline.batching import CellDataset, EpochBatchSampler, make_loader
+    from bmfm_pipeline.data.store import CellStore
+
     began = time.perf_counter()
-    for _ in loader:
-        pass
-    return n_cells / (time.perf_counter() - began)
+    store = CellStore(path)
+    opened = time.perf_counter()
+    builder = make_builder(store, arguments)
+    made = time.perf_counter()
+    n_cells = len(store.indptr) - 1
+    sampler = EpochBatchSampler(n_cells, arguments.batch, shuffle=True, seed=1)
+    next(iter(make_loader(CellDataset(builder, np.arange(n_cells)), sampler, 0)))
+    return {
+        "open_s": round(opened - began, 3),
+        "builder_s": round(made - opened, 3),
+        "first_batch_after_opening_s": round(time.perf_counter() - began, 3),
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--h5ad", help="a processed file (CSR, uncompressed) instead of synthetic cells")
+    parser.add_argument(
+        "--file", "--h5ad", dest="h5ad", help="a processed file (CSR, uncompressed) instead of synthetic cells"
+    )
     parser.add_argument("--cells", type=int, default=20000)
     parser.add_argument("--genes", type=int, default=20000)
     parser.add_argument("--genes-per-cell", type=int, default=525)
@@ -146,7 +188,7 @@ def main() -> None:
     parser.add_argument("--switch-ratio", type=float, default=0.5)
     parser.add_argument("--mask-genes", action="store_true", help="mask genes as well as expressions")
     parser.add_argument("--continuous", action="store_true", help="expressions as floats instead of tokens")
-    parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--threads", type=int, nargs="*", default=[0, 1, 2], help="loader threads to measure with")
     parser.add_argument("--seconds", type=float, default=3.0)
     arguments = parser.parse_args()
 
@@ -173,20 +215,29 @@ def main() -> None:
     builder.build(batches[0], 0)
     first_batch = time.perf_counter() - began
     cells_per_s, cpu_ms = timed_batches(builder, batches, arguments.seconds)
+    loaders = {
+        str(threads): loader_rate(builder, n_cells, arguments.batch, threads, arguments.seconds)
+        for threads in arguments.threads
+    }
+    parts = time_by_part(builder, batches)
+    written, read = batch_bytes(builder, batches[0]), row_bytes(store, batches[0])
+    parts |= {"copy_of_batch": round(copy_us(written), 1), "copy_of_rows": round(copy_us(read), 1)}
+    opening = first_batch_of(arguments.h5ad, arguments) if arguments.h5ad else {}
     print(
         json.dumps(
             {
                 "benchmark": "batches",
                 "cells_per_s": round(cells_per_s),
                 "cpu_ms_per_cell": round(cpu_ms, 5),
-                "loader_cells_per_s": round(loader_rate(builder, n_cells, arguments)),
-                "memory_copy_cells_per_s": round(copy_rate(builder, batches[0])),
-                "us_per_batch": time_by_part(builder, batches),
-                "first_batch_s": round(first_batch, 3),
+                "cells_per_cpu_s": round(1e3 / cpu_ms),
+                "loader_by_threads": loaders,
+                "us_per_batch": parts,
+                "bytes_per_batch": {"written": written, "read": read},
+                "first_build_s": round(first_batch, 3),
+                **opening,
                 "imports_s": round(imports, 2),
                 "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
                 "hardware": hardware(),
-                "loader_threads": arguments.workers,
                 "batch": arguments.batch,
                 "max_length": arguments.max_length,
                 "order": arguments.order,

@@ -22,6 +22,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if known.command is None:
         parser.print_help()
         return 0
+    if known.command == "genes":  # names may stand after options
+        known.names += [word for word in rest if not word.startswith("-")]
+        rest = [word for word in rest if word.startswith("-")]
     known.overrides = _overrides(parser, rest)
     if known.overrides and known.command not in TAKE_OVERRIDES:
         parser.error(f"{known.command} takes no overrides: {' '.join(known.overrides)}")
@@ -136,9 +139,34 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--batch-size", type=int, metavar="N", help="cells in a batch (default: as in training)")
     data = add("data", "look into a data file: `bmfm data inspect FILE`")
     data.add_argument("what", choices=["inspect"])
-    data.add_argument("file", metavar="FILE")
+    data.add_argument(
+        "file", metavar="FILE", help="an h5ad file, local or s3://..., or the folder of a preprocess artefact"
+    )
     data.add_argument("--layer", metavar="NAME", help="look at this layer, or 'raw' (default X)")
-    add("datasets", "list the catalogue")
+    data.add_argument("--quick", action="store_true", help="leave out the pass over all cells")
+    catalogue = add(
+        "datasets", "list the catalogue, show one dataset, or download one: `bmfm datasets [show|download NAME]`"
+    )
+    catalogue.add_argument("action", nargs="?", choices=["list", "show", "download"])
+    catalogue.add_argument("name", nargs="?", metavar="NAME")
+    catalogue.add_argument(
+        "--to", metavar="FOLDER", help="download: where the data goes (default: where it is looked for)"
+    )
+    catalogue.add_argument(
+        "--url",
+        action="append",
+        metavar="FILE=URL",
+        help="download: take this file from a mirror, e.g. matrix=https://...",
+    )
+    catalogue.add_argument(
+        "--sha256", action="append", metavar="FILE=SUM", help="download: the sum that this file must have"
+    )
+    names = add("genes", "the table of gene names: `bmfm genes download`, `bmfm genes show NAME...`")
+    names.add_argument("what", choices=["download", "show"])
+    names.add_argument("names", nargs="*", metavar="NAME", help="show: symbols, older symbols, aliases or Ensembl ids")
+    names.add_argument("--table", metavar="FILE", help="show: this table (default: the downloaded one)")
+    names.add_argument("--url", help="download: another address of the complete set of HGNC")
+    names.add_argument("--sha256", metavar="SUM", help="download: the sum that the file must have")
     add("doctor", "check versions, accelerator, disk and MLflow")
     interface = add("ui", "open the Prefect and MLflow pages on this machine (Ctrl-C stops both)")
     interface.add_argument("--prefect-port", type=int, default=4200)

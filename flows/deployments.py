@@ -43,10 +43,10 @@ def locate_flows() -> dict[str, str]:
 
 
 def deployments() -> list[dict[str, Any]]:
-    """One deployment for each flow and dataset of the catalogue."""
+    """One deployment for each flow and each dataset that the catalogue marks as deployed."""
     from bmfm_pipeline.config import list_entries
 
-    return [_deployment(flow, entry) for flow in FLOWS for entry in list_entries()]
+    return [_deployment(flow, entry) for flow in FLOWS for entry in list_entries() if entry.deployed]
 
 
 def _deployment(flow: str, entry: Any) -> dict[str, Any]:

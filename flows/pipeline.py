@@ -1,7 +1,6 @@
 """The pipeline flow: the four stages as subflows under one MLflow run, in this process or each on its own pool."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated, Any
 
 from prefect import flow, runtime, task
@@ -186,7 +185,7 @@ def _row(stage: str, result: dict[str, Any]) -> dict[str, Any]:
 
 def _headline(results: dict[str, Any]) -> dict[str, float]:
     """The model's metrics, on the parent run too, so that pipelines can be compared in one table."""
-    rows = read_json(Path(load_artefact(results["evaluate"]["uri"]).local()) / "metrics.json")
+    rows = read_json(load_artefact(results["evaluate"]["uri"]).local_file("metrics.json"))
     return {
         f"{row.get('target', 'test')}/{row['metric']}": row["value"]
         for row in rows

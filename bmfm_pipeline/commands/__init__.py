@@ -6,10 +6,11 @@ Functions are found by name and imported when first used, so that `bmfm --help` 
 from importlib import import_module
 
 _COMMANDS = {
-    "data": "bmfm_pipeline.commands.information",
-    "datasets": "bmfm_pipeline.commands.information",
+    "data": "bmfm_pipeline.commands.inspecting",
+    "datasets": "bmfm_pipeline.commands.datasets",
     "doctor": "bmfm_pipeline.commands.information",
     "evaluate": "bmfm_pipeline.commands.one_stage",
+    "genes": "bmfm_pipeline.commands.genes",
     "finetune": "bmfm_pipeline.commands.one_stage",
     "plan": "bmfm_pipeline.commands.whole_chain",
     "predict": "bmfm_pipeline.commands.prediction",

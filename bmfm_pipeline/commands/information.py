@@ -1,4 +1,4 @@
-"""`bmfm datasets`, `bmfm data inspect`, `bmfm doctor`: what there is, before anything is run."""
+"""`bmfm doctor`: what a run would meet on this machine."""
 
 import argparse
 import os
@@ -6,60 +6,12 @@ import platform
 import shutil
 import sys
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
-from bmfm_pipeline.config import find_accelerator, list_entries
+from bmfm_pipeline.config import find_accelerator
 from bmfm_pipeline.storage import Workspace, strip_userinfo
 
 LIBRARIES = ("torch", "pytorch-lightning", "transformers", "anndata", "scanpy", "prefect", "mlflow")
-
-
-def datasets(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """The catalogue, and whether each dataset's files are where its variable says."""
-    rows = []
-    for entry in list_entries():
-        source = entry.source
-        folder = os.environ.get(source.env or "")
-        if source.builder:
-            state = "ready"
-        elif not folder:
-            state = f"set {source.env} to the folder that holds {source.file}"
-        else:
-            state = "ready" if (Path(folder) / source.file).exists() else f"{folder}/{source.file} is missing"
-        labels = [column.label_column_name for column in entry.label_columns]
-        rows.append({"name": entry.name, "title": entry.title, "labels": labels, "state": state})
-    if not arguments.json:
-        width = max(len(row["name"]) for row in rows)
-        for row in rows:
-            print(f"{row['name']:<{width}}  {row['title']}\n{'':<{width}}  {row['state']}")
-    return rows
-
-
-def data(arguments: argparse.Namespace) -> dict[str, Any]:
-    """`bmfm data inspect FILE`: shape, values and obs columns of an h5ad, and the command that would use it."""
-    from bmfm_pipeline.data.sources import open_source
-    from bmfm_pipeline.data.sources.description import describe_file
-
-    found = describe_file(open_source(arguments.file, arguments.layer))
-    if not arguments.json:
-        _show(found)
-    return found
-
-
-def _show(found: dict[str, Any]) -> None:
-    print(
-        f"{found['file']}: {found['cells']:,} cells x {found['genes']:,} genes, {found['matrix']} ({found['stored']})"
-    )
-    print(f"values     {found['values']}")
-    print(f"genes      {', '.join(found['gene_examples'])}, ...")
-    if found["layers"]:
-        print(f"layers     {', '.join(found['layers'])}")
-    print("obs columns")
-    for column in found["obs"]:
-        print(f"  {column['name']:<28} {column['what']}")
-    for text in found["advice"]:
-        print(text)
 
 
 def doctor(arguments: argparse.Namespace) -> dict[str, Any]:

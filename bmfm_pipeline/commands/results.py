@@ -1,7 +1,6 @@
 """The end of a run in a person's words, and as the JSON object that programs read."""
 
 import os
-from pathlib import Path
 from typing import Any
 
 from bmfm_pipeline.storage import Artefact, Workspace, load_artefact, read_json
@@ -21,7 +20,7 @@ def outcome(workspace: Workspace, stages: dict[str, dict[str, Any]]) -> dict[str
 
 
 def _file_of(artefact: Artefact, name: str) -> Any:
-    return read_json(Path(artefact.local()) / name)
+    return read_json(artefact.local_file(name))
 
 
 def describe(found: dict[str, Any]) -> str:

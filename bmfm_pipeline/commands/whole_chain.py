@@ -8,6 +8,7 @@ from bmfm_pipeline.commands.results import describe, outcome, where_to_look
 from bmfm_pipeline.commands.terminal import Terminal
 from bmfm_pipeline.errors import ConfigError
 from bmfm_pipeline.stages import STAGES, plan_pipeline
+from bmfm_pipeline.stages.running import restore_copies
 from bmfm_pipeline.storage import Workspace
 
 # `bmfm run` takes these before Hydra sees the overrides.
@@ -24,6 +25,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         if all(job.cached for job in jobs):
             for job in jobs:
                 terminal({"kind": "stage", "stage": job.stage, "cached": True, "reason": job.reason})
+                restore_copies(job)
             found = outcome(workspace, {job.stage: {"uri": job.uri} for job in jobs})
             found |= {"mlflow_url": None, "flow_run_id": None}
         else:

@@ -20,6 +20,6 @@ def build_data_module(run: RunConfig, data: str | Path | None = None, workspace:
         place = Workspace(workspace)
         job = plan_preprocess(run, place)
         run_stage(job)
-        return load_artefact(job.uri).local(job.run_dir / "published")
+        return load_artefact(job.uri).local()
 
     return CellDataModule(run, data, prepare)

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from bmfm_pipeline.config import RunConfig
+from bmfm_pipeline.config import DataModuleConfig, RunConfig
+from bmfm_pipeline.data.splits import split_sentence
 from bmfm_pipeline.errors import DataError
 from bmfm_pipeline.evaluation.controls import run_controls, which_controls
 from bmfm_pipeline.evaluation.predictions import (
@@ -19,6 +20,7 @@ from bmfm_pipeline.evaluation.predictions import (
     write_predictions,
 )
 from bmfm_pipeline.evaluation.report import write_report
+from bmfm_pipeline.evaluation.several_classes import by_class, predictions_by_class
 from bmfm_pipeline.evaluation.tables import Evaluation, Settings, evaluate_predictions
 from bmfm_pipeline.stages.inputs import input_folder
 from bmfm_pipeline.stages.jobs import Job
@@ -26,9 +28,11 @@ from bmfm_pipeline.stages.running import Progress
 from bmfm_pipeline.stages.tracked import finish_tracking, start_tracking
 from bmfm_pipeline.storage import hash_file, read_json, write_json_atomic
 from bmfm_pipeline.storage import publish as publish_artefact
+from bmfm_pipeline.training.gene_tables import with_kept_tables
 from bmfm_pipeline.training.prepared import PreparedData
 
 logger = logging.getLogger(__name__)
+UNKNOWN_VALUES = "%d expression values of test cells were not among those of the training cells and were read as [UNK]"
 WITHOUT_COUNTS = "controls: the processed data holds no raw counts, so they are computed from its values (X) instead"
 
 
@@ -58,6 +62,8 @@ def predict(job: Job, on_progress: Progress) -> dict[str, Any]:
     start_tracking(job)
     run = _run(job)
     model_folder = input_folder(job, "model")
+    own = with_kept_tables(run.model_dump(mode="json")["data_module"], model_folder)
+    run.data_module = DataModuleConfig.model_validate(own)
     data = build_data_module(run, input_folder(job, "data"))
     data.setup("test")
     rows = data.rows["test"]
@@ -75,17 +81,21 @@ def predict(job: Job, on_progress: Progress) -> dict[str, Any]:
             losses, data.prepared.field_dicts(trained), [], data.prepared.token_values(trained)
         )
     total = len(rows)
+    truth = data.prepared.labels(run) if labels else None
     predictions = predict_loader(
         model,
         data.test_dataloader(),
         labels,
-        truth=data.prepared.labels(run) if labels else None,
+        truth=truth,
         objectives=objectives,
         on_batch=lambda done: on_progress({"kind": "progress", "stage": "evaluate", "step": done, "max_steps": total}),
         device="cuda" if run.task.accelerator == "gpu" else "cpu",
         precision=run.task.precision,
     )
+    if unknown := data.builder.report.values_outside_vocabulary:
+        logger.warning(UNKNOWN_VALUES, unknown)
     file = job.staging / "predictions.parquet"
+    predictions.labels = predictions_by_class(predictions.labels, truth or {})
     write_predictions(file, predictions)
     return {"uri": str(file), "hash": hash_file(file), "summary": {"cells": len(predictions.cells)}}
 
@@ -107,11 +117,12 @@ def controls(job: Job, on_progress: Progress) -> dict[str, Any]:
     model = read_predictions(job.staging / "predictions.parquet")
     position = {name: row for row, name in enumerate(prepared.store.obs_names)}
     test_rows = [position[cell] for cell in model.cells]
+    labels, names = by_class(prepared.labels(run), names)
     found = run_controls(
         counts,
         prepared.rows("train"),
         np.array(test_rows),
-        prepared.labels(run),
+        labels,
         names,
         which,
         seed=run.seed.seed_value,
@@ -120,7 +131,21 @@ def controls(job: Job, on_progress: Progress) -> dict[str, Any]:
     return {"uri": str(file), "hash": hash_file(file), "summary": {"controls": ", ".join(found)}}
 
 
-def _settings(job: Job, run: RunConfig) -> Settings:
+def _groups(prepared: PreparedData, column: str | None, cells: list[str]) -> tuple[np.ndarray | None, list[str]]:
+    """(the group of each test cell where the split kept groups whole, what to say about it)."""
+    if column is None:
+        return None, []
+    store = prepared.store
+    of = dict(zip(store.obs_names, store.column(column), strict=True))
+    groups = np.array([str(of[cell]) for cell in cells], dtype=object)
+    count = len(np.unique(groups))
+    if count < 2:
+        return None, [f"intervals: all test cells have the same {column}, so they say nothing about other values of it"]
+    few = "; with so few, they are rough" if count < 10 else ""
+    return groups, [f"intervals resample whole values of {column}, of which the test cells have {count}{few}"]
+
+
+def _settings(job: Job, run: RunConfig, groups: np.ndarray | None) -> Settings:
     split = read_json(input_folder(job, "data") / "split.json")
     return Settings(
         method=run.task.ci_method,
@@ -130,6 +155,7 @@ def _settings(job: Job, run: RunConfig) -> Settings:
         seed=run.seed.seed_value,
         rare_class_floor=run.evaluation.rare_class_floor,
         split_hash=split["hash"],
+        groups=groups,
     )
 
 
@@ -138,8 +164,11 @@ def metrics(job: Job, on_progress: Progress) -> dict[str, Any]:
     run = _run(job)
     model = read_predictions(job.staging / "predictions.parquet")
     others = read_control_predictions(job.staging / "controls.json", model)
-    evaluation = evaluate_predictions(model, others, _settings(job, run))
-    if others and PreparedData(input_folder(job, "data")).store.counts is None:
+    prepared = PreparedData(input_folder(job, "data"))
+    groups, notes = _groups(prepared, prepared.split_group, model.cells)
+    evaluation = evaluate_predictions(model, others, _settings(job, run, groups))
+    evaluation.notes += notes
+    if others and prepared.store.counts is None:
         evaluation.notes.append(WITHOUT_COUNTS)
     write_json_atomic(job.staging / "metrics.json", evaluation.rows)
     write_json_atomic(job.staging / "evaluation.json", evaluation.to_dict())
@@ -168,7 +197,7 @@ def report(job: Job, on_progress: Progress) -> dict[str, Any]:
         "model": job.inputs["model"]["uri"],
         "data": job.inputs["data"]["uri"],
         "split": ", ".join(f"{name} {count}" for name, count in split["counts"].items())
-        + f" (hash {split['hash'][:16]})",
+        + f" cells; {split_sentence(split)} (hash {split['hash'][:16]})",
         "seed": run.seed.seed_value,
         "interval": f"{run.task.ci_method}, level {run.evaluation.level}",
         "hardware": f"{platform.processor() or platform.machine()}, {run.task.accelerator}, precision {run.task.precision}",

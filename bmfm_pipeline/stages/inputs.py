@@ -6,10 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from bmfm_pipeline.config import load_entry, require_path
+from bmfm_pipeline.config.reshaping import table_paths
 from bmfm_pipeline.errors import ConfigError, DataError, StorageError
+from bmfm_pipeline.stages.gene_tables import gene_inputs
+from bmfm_pipeline.stages.labels import label_input
+from bmfm_pipeline.stages.splits import split_input
 from bmfm_pipeline.storage import (
     Workspace,
     content_hash,
+    exists,
     find_artefact,
     hash_bytes,
     is_remote,
@@ -18,6 +23,16 @@ from bmfm_pipeline.storage import (
     localise,
     strip_userinfo,
 )
+
+# Arguments of transforms that may name a file or a folder.
+STEP_FILES = {
+    "explanatory_gene_set",
+    "gene_map",
+    "genes_to_keep",
+    "gtf_file",
+    "path_to_median_data",
+    "vocab_identifier",
+}
 
 
 @dataclass(frozen=True)
@@ -29,7 +44,7 @@ class Source:
     processed: bool = False
 
     def open_path(self, folder: Path) -> Path:
-        """A local file: built or downloaded under `folder` when it is not one already."""
+        """A local file: built under `folder`, or a copy in the cache, when it is not one already."""
         if self.builder == "zheng68k_mini":
             from bmfm_pipeline.data.sources import zheng68k_mini
 
@@ -38,7 +53,7 @@ class Source:
                 folder.mkdir(parents=True, exist_ok=True)
                 zheng68k_mini.build(path)
             return path
-        return localise(self.uri, folder)
+        return localise(self.uri)
 
 
 def find_source(run) -> Source:
@@ -62,7 +77,10 @@ def find_source(run) -> Source:
         if settings.data_dir and not is_remote(named) and not Path(named).is_absolute() and not Path(named).exists():
             folder = require_path(settings.data_dir, "data_module.data_dir")
             return _existing(join_uri(folder, "h5ad", named))
-        return _existing(named)
+        offered = entry is not None and entry.source.download and entry.source.file == named
+        return _existing(
+            named, hint=f"`bmfm datasets download {run.dataset}` fetches it from the web" if offered else ""
+        )
     if entry is not None and entry.source.builder and not settings.data_dir:
         return Source(uri=f"builder:{entry.source.builder}", builder=entry.source.builder)
     if settings.data_dir:
@@ -71,9 +89,10 @@ def find_source(run) -> Source:
                 "data_module.data_dir is set but no file is named; set data_module.transform_kwargs.source_h5ad_file_name to the h5ad file"
             )
         folder = require_path(settings.data_dir, "data_module.data_dir")
-        return _existing(
-            join_uri(folder, entry.source.file), hint=f"{run.dataset} expects {entry.source.file} in that folder"
-        )
+        hint = f"{run.dataset} expects {entry.source.file} in that folder"
+        if entry.source.download and not is_remote(folder):
+            hint += f": `bmfm datasets download {run.dataset} --to {folder}` fetches it from the web"
+        return _existing(join_uri(folder, entry.source.file), hint=hint)
     raise ConfigError(
         "no data is named; set data_module.transform_kwargs.source_h5ad_file_name to an h5ad file, or choose a dataset of "
         "`bmfm datasets` with dataset=NAME"
@@ -106,17 +125,26 @@ def source_inputs(run, workspace: Workspace) -> dict[str, dict[str, Any]]:
         inputs = {"source": {"id": _builder_hash(source.builder), "uri": source.uri}}
     else:
         inputs = {"source": {"id": content_hash(source.uri, workspace.memo), "uri": strip_userinfo(source.uri)}}
-    settings = run.data_module
-    for role, value in (("label_dict", settings.dataset_kwargs.label_dict_path), ("tokenizer", _tokenizer_folder(run))):
-        if not value:
-            continue
-        path = require_path(value, role)
-        if is_remote(path) or Path(path).exists():
-            inputs[role] = {"id": content_hash(path, workspace.memo), "uri": strip_userinfo(path)}
-        elif role == "tokenizer":
+    if folder := _tokenizer_folder(run):
+        path = require_path(folder, "tokenizer")
+        if not exists(path):
             raise ConfigError(
                 f"tokenizer.identifier: {path} does not exist; name a folder that holds tokenizers/<field>/, or 'data'"
             )
+        inputs["tokenizer"] = {"id": content_hash(path, workspace.memo), "uri": strip_userinfo(path)}
+    inputs |= _step_inputs(run, workspace)
+    return {**inputs, **split_input(run, workspace), **label_input(run), **gene_inputs(run, workspace.memo)}
+
+
+def _step_inputs(run, workspace: Workspace) -> dict[str, dict[str, Any]]:
+    """Local files and folders that transforms name in their arguments; one that is not there is the step's to refuse."""
+    inputs = {}
+    for index, step in enumerate(run.data_module.transform_kwargs.transforms or []):
+        for name in STEP_FILES & set(step.transform_args):
+            path = step.transform_args[name]
+            if isinstance(path, str) and not is_remote(path) and Path(path).exists():
+                role = f"transforms.{index}.{name}"
+                inputs[role] = {"id": content_hash(path, workspace.memo), "uri": str(Path(path).absolute())}
     return inputs
 
 
@@ -135,8 +163,19 @@ def embedding_inputs(run, workspace: Workspace) -> dict[str, dict[str, Any]]:
     return inputs
 
 
+def table_inputs(run, workspace: Workspace) -> dict[str, dict[str, Any]]:
+    """Tables by gene that the data module names, by role, each with the hash of its content."""
+    inputs = {}
+    for name, named in table_paths(run.data_module).items():
+        path = require_path(named, f"data_module.{name}")
+        if not exists(path):
+            raise DataError(f"data_module.{name}: {path} does not exist; name a csv or tsv file of genes")
+        inputs[f"table_{name}"] = {"id": content_hash(path, workspace.memo), "uri": strip_userinfo(path)}
+    return inputs
+
+
 def _tokenizer_folder(run) -> str | None:
-    return None if run.tokenizer.identifier == "data" else run.tokenizer.identifier
+    return run.tokenizer.identifier if run.tokenizer.is_folder else None
 
 
 def _builder_hash(builder: str) -> str:
@@ -153,9 +192,8 @@ def _builder_hash(builder: str) -> str:
 def input_folder(job, role: str) -> Path:
     """The folder of an input on this machine; an artefact is looked up again, for it may have been deleted meanwhile."""
     entry = job.inputs[role]
-    cache = job.run_dir / "inputs" / role
     if not entry.get("stage"):
-        return localise(entry["uri"], cache)
+        return localise(entry["uri"])
     artefact = find_artefact(Workspace(job.workspace), entry["stage"], entry["id"])
     if artefact is None:
         try:
@@ -165,4 +203,4 @@ def input_folder(job, role: str) -> Path:
                 f"{job.stage}: its input {role} ({entry['stage']} artefact {entry['uri']}) is missing or damaged; "
                 f"run `bmfm {entry['stage']}` (or `bmfm run`) again to rebuild it"
             ) from None
-    return artefact.local(cache)
+    return artefact.local()

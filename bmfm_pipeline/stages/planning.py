@@ -7,8 +7,9 @@ from typing import Any
 
 from bmfm_pipeline.config import RunConfig, compose, find_accelerator, list_entries, settle_execution
 from bmfm_pipeline.errors import ConfigError, DataError
-from bmfm_pipeline.stages.inputs import embedding_inputs, source_inputs
+from bmfm_pipeline.stages.inputs import embedding_inputs, source_inputs, table_inputs
 from bmfm_pipeline.stages.jobs import STAGES, Job, make_job
+from bmfm_pipeline.stages.labels import says_nothing_new
 from bmfm_pipeline.stages.models import CheckpointSource, find_checkpoint
 from bmfm_pipeline.storage import Workspace, is_remote, load_artefact, read_json
 
@@ -84,21 +85,26 @@ def run_name(run: RunConfig) -> str:
 
 
 def plan_preprocess(run: RunConfig, workspace: Workspace) -> Job:
-    """The preprocess job of a checked run; hashes its inputs."""
-    return make_job(
-        "preprocess",
-        run_name(run),
-        workspace,
-        run.model_dump(mode="json"),
-        run.key_view("preprocess"),
-        source_inputs(run, workspace),
-    )
+    """The preprocess job of a checked run; hashes its inputs.
+
+    A label dictionary that an earlier run of the same kind wrote says nothing new, so that run's artefact is used again.
+    """
+    inputs, view = source_inputs(run, workspace), run.key_view("preprocess")
+
+    def job_of(inputs: dict[str, dict[str, Any]]) -> Job:
+        return make_job("preprocess", run_name(run), workspace, run.model_dump(mode="json"), view, inputs)
+
+    if "label_dict" in inputs:
+        without = job_of({role: entry for role, entry in inputs.items() if role != "label_dict"})
+        if without.cached and says_nothing_new(run, load_artefact(without.uri).local_file("label_dict.json").parent):
+            return without
+    return job_of(inputs)
 
 
 def _plan_training(
     stage: str, run: RunConfig, workspace: Workspace, data: Job, checkpoint: CheckpointSource | Job | None
 ) -> Job:
-    inputs = {"data": data.as_input(), **embedding_inputs(run, workspace)}
+    inputs = {"data": data.as_input(), **embedding_inputs(run, workspace), **table_inputs(run, workspace)}
     if checkpoint is not None:
         inputs["checkpoint"] = checkpoint.as_input()
     return make_job(stage, data.name, workspace, run.model_dump(mode="json"), run.key_view(stage), inputs)
@@ -166,7 +172,7 @@ def _plan_evaluate_stage(target, config_name, config_dir, overrides, label, plac
         )
     source = find_checkpoint(named, place, run_name(test), stage="finetune")
     model = load_artefact(source.uri)
-    trained = read_json(Path(model.local()) / "run_config.json")
+    trained = read_json(model.local_file("run_config.json"))
     inputs = {"model": source.as_input(), "data": model.inputs["data"]}
     return [_plan_evaluation(test, trained, model.summary.get("name", run_name(test)), place, inputs)]
 

@@ -5,30 +5,39 @@ and a cell that cannot be used has an empty label and a reason.
 """
 
 import csv
+import logging
 import os
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bmfm_pipeline.config import RunConfig
-from bmfm_pipeline.data.labels import read_label_dict
+from bmfm_pipeline.data.label_files import read_label_dict
 from bmfm_pipeline.data.sources import check_genes, open_source
 from bmfm_pipeline.data.sources.checks import check_names, where_counts_lie
-from bmfm_pipeline.data.store import keys_of
+from bmfm_pipeline.data.stores import MemoryStore
 from bmfm_pipeline.data.transforms import Chain
 from bmfm_pipeline.errors import CheckpointError, ConfigError, DataError, StorageError
+from bmfm_pipeline.stages.gene_names import merges_genes
 from bmfm_pipeline.storage import Workspace, disk_errors, load_artefact, localise, read_json
 from bmfm_pipeline.tracking import EXPERIMENT, StageTracker, tracking_uri
+from bmfm_pipeline.training.gene_tables import builder_options, with_kept_tables
 from bmfm_pipeline.training.prepared import batching_config, field_specs
 from bmfm_pipeline.vocabulary import MultiFieldVocabulary
 
 FILES = ("predictions.csv", "probabilities.csv", "embeddings.csv")
+_OTHER_NAMES = (
+    "Rename the genes of the file to the names that the model was trained with; a model whose data were preprocessed with "
+    "data_module.transform_kwargs.gene_names.table=hgnc (after `bmfm genes download`) takes symbols, aliases and Ensembl ids alike"
+)
 Progress = Callable[[dict[str, Any]], None]
+logger = logging.getLogger(__name__)
+UNKNOWN_VALUES = "%d expression values were not among those of the training cells and were read as [UNK]"
 
 
 @dataclass
@@ -41,6 +50,7 @@ class Predictor:
     vocabularies: MultiFieldVocabulary
     class_names: dict[str, list[str]]
     pooling: Any = "first_token"
+    values_from: str | None = None
 
     @classmethod
     def open(cls, folder: str | Path) -> "Predictor":
@@ -52,12 +62,14 @@ class Predictor:
                     f"{folder}: holds no {name}; name a model that `bmfm finetune` or `bmfm pretrain` published"
                 )
         stored = read_json(folder / "bmfm.json")
-        module = {**stored["data_module"], "collation_strategy": "sequence_classification", "mlm": False}
+        module = with_kept_tables(stored["data_module"], folder)
+        module |= {"collation_strategy": "sequence_classification", "mlm": False, "masking_strategy": None}
         plain = {
             "fields": stored["fields"],
             "label_columns": stored["label_columns"],
             "seed": stored["seed"],
             "data_module": module,
+            "tokenizer": stored.get("tokenizer") or {},
         }
         known = read_label_dict(folder / "label_dict.json") if (folder / "label_dict.json").exists() else {}
         heads = {entry["label_column_name"] for entry in read_json(folder / "config.json").get("label_columns") or []}
@@ -75,20 +87,8 @@ class Predictor:
             MultiFieldVocabulary.load(folder),
             names,
             trainer.get("pooling_method", "first_token"),
+            stored.get("values_from"),
         )
-
-
-@dataclass
-class ChunkStore:
-    """Transformed cells as the batch builder reads them."""
-
-    data: np.ndarray
-    indices: np.ndarray
-    indptr: np.ndarray
-    shape: tuple[int, int]
-    obs_names: np.ndarray
-    var_names: list[str]
-    cell_keys: np.ndarray = field(default_factory=lambda: np.array([], dtype=np.int64))
 
 
 def predict_file(
@@ -110,46 +110,45 @@ def predict_file(
     from bmfm_pipeline.models import load_model
 
     place = Workspace(workspace)
-    scratch = Path(tempfile.mkdtemp(prefix="bmfm-predict-"))
-    try:
-        folder = _model_folder(model, scratch)
-        predictor = Predictor.open(folder)
-        network = load_model(folder)
-        source = open_source(localise(file, scratch), layer, _duplicates(predictor))
-        genes = _check(source, predictor)
-        output = Path(output).expanduser().absolute()
-        with disk_errors(output):
-            output.mkdir(parents=True, exist_ok=True)
-            staging = Path(tempfile.mkdtemp(prefix=".predicting-", dir=output))
-        with StageTracker(
-            tracking_uri(place.state_dir),
-            EXPERIMENT,
-            f"predict-{Path(file).stem}",
-            tags={"bmfm.stage": "predict", "bmfm.model": str(model)},
-            state_dir=place.state_dir,
-        ) as tracker:
-            try:
-                with disk_errors(output):
-                    writing = _Writing(staging, predictor, source, network, batch_size, pooling or predictor.pooling)
-                    reasons = writing.run(on_progress or (lambda event: None))
-                    for name in FILES:
-                        if (staging / name).exists():
-                            os.replace(staging / name, output / name)
-            finally:
-                shutil.rmtree(staging, ignore_errors=True)
-            summary = {"cells": source.n_cells, "unusable": sum(reasons.values()), "reasons": reasons, "genes": genes}
-            tracker.log_params({"input": str(file), "model": str(model), "output": str(output)})
-            tracker.log_metrics({"cells": source.n_cells, "unusable_cells": summary["unusable"]})
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    folder = _model_folder(model)
+    predictor = Predictor.open(folder)
+    network = load_model(folder)
+    source = open_source(localise(file), layer, _duplicates(predictor))
+    genes = _check(source, predictor)
+    output = Path(output).expanduser().absolute()
+    with disk_errors(output):
+        output.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=".predicting-", dir=output))
+    with StageTracker(
+        tracking_uri(place.state_dir),
+        EXPERIMENT,
+        f"predict-{Path(file).stem}",
+        tags={"bmfm.stage": "predict", "bmfm.model": str(model)},
+        state_dir=place.state_dir,
+    ) as tracker:
+        try:
+            with disk_errors(output):
+                writing = _Writing(staging, predictor, source, network, batch_size, pooling or predictor.pooling)
+                reasons = writing.run(on_progress or (lambda event: None))
+                for name in FILES:
+                    if (staging / name).exists():
+                        os.replace(staging / name, output / name)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+        summary = {"cells": source.n_cells, "unusable": sum(reasons.values()), "reasons": reasons, "genes": genes}
+        summary["values_outside_vocabulary"] = writing.unknown_values
+        if writing.unknown_values:
+            logger.warning(UNKNOWN_VALUES, writing.unknown_values)
+        tracker.log_params({"input": str(file), "model": str(model), "output": str(output)})
+        tracker.log_metrics({"cells": source.n_cells, "unusable_cells": summary["unusable"]})
     return {"output": str(output), "model": str(model), **summary}
 
 
-def _model_folder(uri: str, scratch: Path) -> Path:
+def _model_folder(uri: str) -> Path:
     try:
-        return load_artefact(uri).local(scratch / "model")
+        return load_artefact(uri).local()
     except StorageError:
-        return localise(uri, scratch / "model")
+        return localise(uri)
 
 
 def _duplicates(predictor: Predictor) -> str:
@@ -161,9 +160,9 @@ def _check(source, predictor: Predictor) -> dict[str, Any]:
     problems: list[str] = []
     if 0 in source.shape:
         raise DataError(f"{source.path}: {source.where} is empty: {source.n_cells} cells x {source.n_genes} genes")
-    check_names(source, _duplicates(predictor), problems)
+    check_names(source, "sum" if merges_genes(predictor.chain) else _duplicates(predictor), problems)
     if predictor.chain.needs_counts:
-        _, chunk = next(source.iter_chunks(1000))
+        chunk = source.first_rows(1000)
         finite = chunk.data[np.isfinite(chunk.data)]
         off = finite[finite != np.rint(finite)]
         if len(off):
@@ -174,7 +173,10 @@ def _check(source, predictor: Predictor) -> dict[str, Any]:
     if problems:
         raise DataError(f"{source.path} cannot be used:\n" + "\n".join(f"- {problem}" for problem in problems))
     return check_genes(
-        predictor.chain.gene_names(source.var_names), predictor.vocabularies["genes"].tokens, "the model"
+        predictor.chain.gene_names(source.var_names),
+        predictor.vocabularies["genes"].tokens,
+        "the model",
+        cure=_OTHER_NAMES,
     )
 
 
@@ -184,7 +186,8 @@ class _Writing:
     def __init__(self, folder: Path, predictor: Predictor, source, network, batch_size: int | None, pooling: Any):
         self.folder, self.predictor, self.source = folder, predictor, source
         self.network, self.pooling = network, pooling
-        self.batch_size = batch_size or predictor.run.data_module.batch_size
+        self.batch_size = batch_size or predictor.run.data_module.evaluation_batch_size
+        self.unknown_values = 0
 
     def run(self, on_progress: Progress) -> dict[str, int]:
         """{reason: cells} of the cells that could not be used."""
@@ -212,9 +215,11 @@ class _Writing:
     def _chunk(self, cells: list[str], chunk, writers, n_classes: int) -> list[str | None]:
         applied = self.predictor.chain.apply_to_cells(chunk, self.source.var_names)
         usable = np.array([row for row, reason in enumerate(applied.reasons) if reason is None], dtype=np.int64)
-        found = self._predict(cells, applied, usable) if len(usable) else None
+        found = self._predict(cells, chunk, applied, usable) if len(usable) else None
         position = {row: index for index, row in enumerate(usable.tolist())}
         blank = [""] * len(self.predictor.class_names)
+        columns = self.predictor.run.label_columns
+        separators = {column.label_column_name: column.multilabel_str_sep for column in columns}
         width = self._width(found)
         for row, cell in enumerate(cells):
             index = position.get(row)
@@ -223,7 +228,8 @@ class _Writing:
                 writers[1].writerow([cell, *[""] * n_classes])
                 writers[2].writerow([cell, *["nan"] * width])
                 continue
-            writers[0].writerow([cell, *(_label(entry, index) for entry in found.labels.values()), ""])
+            words = (_label(entry, index, separators[name]) for name, entry in found.labels.items())
+            writers[0].writerow([cell, *words, ""])
             shares = [
                 f"{share:.6g}"
                 for entry in found.labels.values()
@@ -240,7 +246,7 @@ class _Writing:
         parts = len(self.pooling) if isinstance(self.pooling, list) else 1
         return parts * self.network.config.hidden_size
 
-    def _predict(self, cells: list[str], applied, usable: np.ndarray):
+    def _predict(self, cells: list[str], chunk, applied, usable: np.ndarray):
         from bmfm_pipeline.batching import BatchBuilder, CellDataset, EpochBatchSampler, make_loader
         from bmfm_pipeline.evaluation.inference import predict_loader
         from bmfm_pipeline.stages.planning import settled
@@ -251,14 +257,20 @@ class _Writing:
         values.sort_indices()
         names = np.array([cells[row] for row in usable], dtype=object)
         genes = [applied.gene_names[column] for column in order]
-        store = ChunkStore(values.data, values.indices, values.indptr, values.shape, names, genes, keys_of(names))
         run = settled(self.predictor.run)
-        builder = BatchBuilder(store, field_specs(run, self.predictor.vocabularies, genes), batching_config(run))
+        vocabularies = self.predictor.vocabularies
+        from_counts, counts = self.predictor.values_from, None
+        if from_counts:
+            counts = self.predictor.chain.apply_genes(chunk, self.source.var_names)[usable][:, order]
+        store = MemoryStore(values, names, genes, counts=counts)
+        config = replace(batching_config(run, vocabularies, from_counts), max_length=run.data_module.evaluation_length)
+        options = builder_options(run, genes, self.predictor.folder / "transforms.json")
+        builder = BatchBuilder(store, field_specs(run, vocabularies, genes), config, **options)
         loader = make_loader(
             CellDataset(builder, np.arange(len(usable)), evaluation=True),
             EpochBatchSampler(len(usable), self.batch_size, shuffle=False),
         )
-        return predict_loader(
+        found = predict_loader(
             self.network,
             loader,
             self.predictor.class_names,
@@ -266,9 +278,14 @@ class _Writing:
             precision=run.task.precision,
             device="cuda" if run.task.accelerator == "gpu" else "cpu",
         )
+        self.unknown_values += builder.report.values_outside_vocabulary
+        return found
 
 
-def _label(entry, index: int) -> str:
+def _label(entry, index: int, separator: str) -> str:
+    if entry.has_several:
+        chosen = (name for name, has in zip(entry.class_names, entry.predicted[index], strict=True) if has)
+        return separator.join(chosen) or separator  # the separator alone is how a file says "none of them"
     if entry.class_names:
         return entry.class_names[int(entry.predicted[index])]
     return f"{entry.predicted[index]:.7g}"

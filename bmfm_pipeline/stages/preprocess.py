@@ -6,19 +6,35 @@ from pathlib import Path
 from typing import Any
 
 from bmfm_pipeline.config import RunConfig, require_path
-from bmfm_pipeline.data.labels import build_label_dict, labels_unseen_in_training, write_label_dict
+from bmfm_pipeline.config.splits import resolve_split
+from bmfm_pipeline.data.label_files import write_label_dict
+from bmfm_pipeline.data.labels import build_label_dict, count_labels, labels_unseen_in_training
 from bmfm_pipeline.data.sources import check_source, open_source
-from bmfm_pipeline.data.sources.gene_names import check_genes
-from bmfm_pipeline.data.splits import make_split, read_split, split_column, write_split
-from bmfm_pipeline.data.transforms import build_chain
+from bmfm_pipeline.data.splits import read_split
+from bmfm_pipeline.data.transforms import Chain, build_chain
 from bmfm_pipeline.errors import StorageError
+from bmfm_pipeline.stages.gene_names import chain_steps, check_gene_names, merges_genes, write_gene_report
+from bmfm_pipeline.stages.gene_tables import local_gene_table
 from bmfm_pipeline.stages.inputs import find_source
 from bmfm_pipeline.stages.jobs import Job
+from bmfm_pipeline.stages.labels import input_dictionary, lost_classes, place_dictionary
 from bmfm_pipeline.stages.running import Progress, step_result
+from bmfm_pipeline.stages.splits import publish_named
+from bmfm_pipeline.stages.splitting import make_and_record, split_rows, split_summary, stratified_classes
 from bmfm_pipeline.stages.tracked import finish_tracking, start_tracking
-from bmfm_pipeline.storage import copy_atomic, hash_file, is_remote, read_json, write_json_atomic
+from bmfm_pipeline.stages.vocabularies import complete_vocabularies, fixed_vocabularies, make_vocabularies
+from bmfm_pipeline.storage import (
+    content_hash,
+    hash_file,
+    is_remote,
+    other_content,
+    place_copy,
+    read_json,
+    same_content,
+    strip_userinfo,
+    write_json_atomic,
+)
 from bmfm_pipeline.storage import publish as publish_artefact
-from bmfm_pipeline.vocabulary import MultiFieldVocabulary, build_vocabularies
 
 logger = logging.getLogger(__name__)
 
@@ -28,21 +44,13 @@ def _open(job: Job):
     run = RunConfig.model_validate(job.config)
     source = find_source(run)
     path = source.open_path(job.run_dir / "source")
+    if is_remote(source.uri) and content_hash(source.uri) != job.inputs["source"]["id"]:
+        raise StorageError(
+            f"{strip_userinfo(source.uri)}: changed since the run began; wait until it is complete and run again"
+        )
     settings = run.data_module.transform_kwargs
-    return run, source, open_source(path, None if source.processed else settings.layer, settings.duplicate_genes)
-
-
-def _stratify_column(run: RunConfig) -> str | None:
-    settings = run.data_module
-    named = settings.transform_kwargs.stratifying_label or settings.dataset_kwargs.stratifying_label
-    if named or settings.transform_kwargs.split_column_name:
-        return named
-    return next((column.label_column_name for column in run.label_columns if column.is_stratification_label), None)
-
-
-def _given_split(run: RunConfig) -> str | None:
-    settings = run.data_module
-    return settings.transform_kwargs.split_column_name or settings.dataset_kwargs.split_column_name
+    layer = None if source.processed else settings.layer
+    return run, source, open_source(path, layer, settings.duplicate_genes, scratch=job.run_dir / "source")
 
 
 def _counts_needed(run: RunConfig, source) -> bool:
@@ -54,50 +62,51 @@ def check(job: Job, on_progress: Progress) -> dict[str, Any]:
     shutil.rmtree(job.staging, ignore_errors=True)
     start_tracking(job)
     run, source, cells = _open(job)
-    _chain(run, source)  # names and arguments of the steps
-    weights = run.data_module.transform_kwargs.split_weights
+    chain = _chain(run, source)  # names and arguments of the steps
+    chain.look_at(cells)
+    stratify, fewest = stratified_classes(resolve_split(run))
     report = check_source(
         cells,
         [(column.label_column_name, column.is_regression_label) for column in run.label_columns],
         need_counts=_counts_needed(run, source),
-        stratify=None if _given_split(run) else _stratify_column(run),
-        min_class_size=1 + (weights.test > 0) + (weights.dev > 0),
-        duplicate_genes=run.data_module.transform_kwargs.duplicate_genes,
+        stratify=stratify,
+        min_class_size=fewest,
+        duplicate_genes="sum" if merges_genes(chain) else run.data_module.transform_kwargs.duplicate_genes,
     )
+    genes = check_gene_names(run, chain, cells, report.pop("gene_totals"), job.inputs)
+    report["gene_names"] = write_gene_report(genes, job.staging)
     file = job.staging / "check.json"
     write_json_atomic(file, report)
     rows = [{"what": name, "found": value} for name, value in report.items() if isinstance(value, str | int | float)]
+    rows += genes.rows()
     return {"uri": str(file), "hash": hash_file(file), "summary": report, "table": rows}
 
 
 def split(job: Job, on_progress: Progress) -> dict[str, Any]:
     """Assign every cell to train, dev or test, before anything is fitted."""
     run, _, cells = _open(job)
-    settings = run.data_module.transform_kwargs
-    seed = run.seed.seed_value if settings.random_state is None else settings.random_state
-    weights, stratify, column = settings.split_weights.model_dump(), _stratify_column(run), _given_split(run)
-    assigned = make_split(cells.obs, weights=weights, stratify=stratify, seed=seed, column=column)
-    made_with = {"weights": weights, "stratify": stratify, "seed": seed, "from_column": column}
-    info = write_split(job.staging, assigned, name=split_column(stratify, column), **made_with)
-    labels = [entry.label_column_name for entry in run.label_columns if not entry.is_regression_label]
-    unseen = labels_unseen_in_training(cells.obs, assigned, labels)
-    summary = {**info["counts"], "labels_not_in_training": unseen}
-    rows = [{"split": name, "cells": count} for name, count in info["counts"].items()]
-    return {"uri": str(job.staging / "split.csv"), "hash": info["hash"], "summary": summary, "table": rows}
+    entries = [entry for entry in run.label_columns if not entry.is_regression_label]
+    separators = {entry.label_column_name: entry.multilabel_str_sep for entry in entries if entry.is_multilabel}
+    labels = [entry.label_column_name for entry in entries]
+    single = [name for name in labels if name not in separators]
+    made, info = make_and_record(job, resolve_split(run), cells.obs, single)
+    unseen = labels_unseen_in_training(cells.obs, made.assigned, labels, separators)
+    summary = {**split_summary(info), "labels_not_in_training": unseen}
+    file = str(job.staging / "split.csv")
+    return {"uri": file, "hash": info["hash"], "summary": summary, "table": split_rows(info)}
 
 
 def label_dictionary(job: Job, on_progress: Progress) -> dict[str, Any]:
     """Fix the class ids of every label column; a dictionary file of the user is honoured, never silently extended."""
     run, _, cells = _open(job)
-    path = run.data_module.dataset_kwargs.label_dict_path
-    existing = require_path(path, "data_module.dataset_kwargs.label_dict_path") if path else None
-    labels = build_label_dict(
-        cells.obs, run.label_columns, path=existing if existing and Path(existing).exists() else None
-    )
+    known = build_label_dict(cells.obs, run.label_columns, path=input_dictionary(job, run))
+    labels = {column.label_column_name: known[column.label_column_name] for column in run.label_columns}
     file = job.staging / "label_dict.json"
     write_label_dict(file, labels)
+    counts = count_labels(cells.obs, run.label_columns, labels)
+    write_json_atomic(job.staging / "labels.json", counts)
     summary = {name: len(values) for name, values in labels.items()}
-    rows = [{"label": name, "classes": count} for name, count in summary.items()]
+    rows = [{"label": name, "classes": summary[name], "cells_without": counts[name]["missing"]} for name in counts]
     return {"uri": str(file), "hash": hash_file(file), "summary": summary, "table": rows}
 
 
@@ -106,27 +115,25 @@ def vocabulary(job: Job, on_progress: Progress) -> dict[str, Any]:
     run, source, cells = _open(job)
     chain = _chain(run, source)
     genes = chain.vocabulary_genes(cells, _fit_rows(job, run))
-    identifier = run.tokenizer.identifier
-    if identifier == "data":
-        vocabularies = build_vocabularies(genes, chain.n_values)
-        summary = {"genes": len(genes), "known": len(genes), "unknown": 0, "unknown_examples": []}
-    else:
-        vocabularies = MultiFieldVocabulary.load(require_path(identifier, "tokenizer.identifier"))
-        summary = check_genes(genes, vocabularies["genes"].tokens, identifier)
-        if summary["unknown"]:
-            logger.warning(
-                "%d of %d genes are not in %s and the model will not see them, e.g. %s",
-                summary["unknown"], summary["genes"], identifier, ", ".join(summary["unknown_examples"]),
-            )  # fmt: skip
+    write_json_atomic(job.staging / "transforms.json", chain.to_json())
+    vocabularies, summary = make_vocabularies(run, genes, chain.n_values, _fixed(run, chain))
+    if summary["unknown"]:
+        logger.warning(
+            "%d of %d genes are not in %s and the model will not see them, e.g. %s",
+            summary["unknown"], summary["genes"], run.tokenizer.identifier, ", ".join(summary["unknown_examples"]),
+        )  # fmt: skip
     vocabularies.save(job.staging)
     write_json_atomic(job.staging / "vocabulary.json", summary)
     file = job.staging / "tokenizers" / "genes" / "tokenizer.json"
     return {"uri": str(job.staging / "tokenizers"), "hash": hash_file(file), "summary": summary}
 
 
+def _fixed(run: RunConfig, chain):
+    return fixed_vocabularies(run, chain.n_values, table=local_gene_table(run))
+
+
 def _chain(run: RunConfig, source):
-    steps = run.data_module.transform_kwargs.transforms or []
-    return build_chain([] if source.processed else [step.model_dump() for step in steps])
+    return build_chain([] if source.processed else chain_steps(run))
 
 
 def _fit_rows(job: Job, run: RunConfig):
@@ -137,23 +144,30 @@ def _fit_rows(job: Job, run: RunConfig):
 
 
 def transform(job: Job, on_progress: Progress) -> dict[str, Any]:
-    """Run the chain in two passes and write the processed h5ad, with raw counts beside the values."""
+    """Run the chain as it was fitted for the vocabulary and write the processed h5ad, with raw counts beside the values."""
     run, source, cells = _open(job)
-    chain = _chain(run, source)
+    chain = Chain.from_json(read_json(job.staging / "transforms.json"))
     assigned = read_split(job.staging).to_numpy()
     column = read_json(job.staging / "split.json")["column"]
     file = job.staging / "processed.h5ad"
     keep_counts = _counts_needed(run, source)
-    report = chain.run(cells, _fit_rows(job, run), file, {column: assigned}, keep_counts=keep_counts)
+    report = chain.run(cells, None, file, {column: assigned}, keep_counts=keep_counts, fitted=True)
     for step, count in report.dropped_cells.items():
         logger.warning("%d of %d cells were dropped by %s", count, cells.n_cells, step)
-    write_json_atomic(job.staging / "transforms.json", chain.to_json())
+    complete_vocabularies(run, job.staging, column)
+    lost = lost_classes(run, cells.obs, file)
+    for label, gone in lost.items():
+        shown = ", ".join(f"{name} ({count} cells)" for name, count in list(gone.items())[:5])
+        logger.warning("%d classes of %s lost all of their cells in the transforms: %s", len(gone), label, shown)
     plain = {
         **report.to_dict(),
+        "lost_classes": lost,
         "check": step_result(job, "check")["summary"],
         "split": step_result(job, "split")["summary"],
     }
-    plain["vocabulary"] = step_result(job, "vocabulary")["summary"]
+    plain["labels"] = read_json(job.staging / "labels.json")
+    plain["vocabulary"] = read_json(job.staging / "vocabulary.json")
+    plain["gene_names"] = read_json(job.staging / "gene_report.json")
     write_json_atomic(job.staging / "report.json", plain)
     last = report.steps[-1]
     summary = {"cells": last.cells, "genes": last.genes, "share_of_counts": round(report.share_of_counts, 4)}
@@ -170,6 +184,8 @@ def publish(job: Job, on_progress: Progress) -> dict[str, Any]:
     write_json_atomic(job.staging / "run_config.json", job.config)
     summary = {"name": job.name, **step_result(job, "transform")["summary"], **step_result(job, "split")["summary"]}
     _refuse_other_content(run, job)
+    plan = resolve_split(run)
+    named = {"split_artefact": publish_named(job, plan.name)} if plan.name else {}
     artefact = publish_artefact(
         job.staging,
         job.place,
@@ -180,10 +196,11 @@ def publish(job: Job, on_progress: Progress) -> dict[str, Any]:
         code_version=job.code,
         summary=summary,
     )
-    copies = place_copies(run, artefact.local(job.run_dir / "published"))
+    copies = place_copies(run, artefact.local())
     shutil.rmtree(job.run_dir / "source", ignore_errors=True)
-    links = finish_tracking(job, artefact, files=["report.json", "split.json", "label_dict.json"])
-    return {"uri": artefact.uri, "hash": artefact.hash, "summary": {**summary, "copies": copies}, "links": links}
+    links = finish_tracking(job, artefact, files=["report.json", "gene_report.json", "split.json", "label_dict.json"])
+    summary = {**summary, **named, "copies": copies}
+    return {"uri": artefact.uri, "hash": artefact.hash, "summary": summary, "links": links}
 
 
 def _asked_copies(run: RunConfig) -> dict[str, str]:
@@ -196,28 +213,25 @@ def _asked_copies(run: RunConfig) -> dict[str, str]:
         or settings.dataset_kwargs.processed_data_source,
         "label_dict.json": settings.dataset_kwargs.label_dict_path,
     }
-    return {name: require_path(path, name) for name, path in asked.items() if path and not is_remote(path)}
+    return {name: require_path(path, name) for name, path in asked.items() if path}
 
 
 def _refuse_other_content(run: RunConfig, job: Job) -> None:
     for name, path in _asked_copies(run).items():
-        target = Path(path)
-        if (
-            target.exists()
-            and hash_file(target) != hash_file(job.staging / name)
-            and not (name == "label_dict.json" and "label_dict" in job.inputs)
-        ):
-            raise StorageError(
-                f"{target}: exists with other content and is not overwritten; move it away, name another path, or use it as it is with "
-                "data_module.transform_datasets=false"
-            )
+        if name != "label_dict.json" and same_content(job.staging / name, path) is False:
+            raise other_content(path)
 
 
 def place_copies(run: RunConfig, folder: Path) -> list[str]:
-    """Copy what the config asks for out of a published artefact; files that are there already stay."""
+    """Copy what the config asks for out of a published artefact; what is there already stays, and must be the same.
+
+    A label dictionary that is there gets the columns that it lacks.
+    """
     placed = []
     for name, path in _asked_copies(run).items():
-        if not Path(path).exists():
-            copy_atomic(folder / name, Path(path))
+        if name == "label_dict.json":
+            place_dictionary(run, folder / name)
+        else:
+            place_copy(folder / name, path)
         placed.append(path)
     return placed

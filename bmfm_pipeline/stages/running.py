@@ -52,10 +52,23 @@ def step_result(job: Job, step: str) -> dict[str, Any]:
     return read_json(path)
 
 
+def restore_copies(job: Job) -> None:
+    """Put the copies that a config asks for in their places when the stage is reused: another place does not change the artefact."""
+    module = job.config["data_module"] if job.stage == "preprocess" else {}
+    named = [module.get(part, {}).get("processed_data_source") for part in ("transform_kwargs", "dataset_kwargs")]
+    if module.get("transform_datasets") and (any(named) or module.get("dataset_kwargs", {}).get("label_dict_path")):
+        from bmfm_pipeline.config import RunConfig
+        from bmfm_pipeline.stages.preprocess import place_copies
+        from bmfm_pipeline.storage import load_artefact
+
+        place_copies(RunConfig.model_validate(job.config), load_artefact(job.uri).local())
+
+
 def run_stage(job: Job, on_progress: Progress | None = None) -> dict[str, Any]:
     """All steps of a stage, without Prefect; returns the result of the last one. A cached stage returns at once."""
     finished = job.artefact()
     if finished is not None:
+        restore_copies(job)
         return {
             "uri": finished.uri,
             "hash": finished.hash,

@@ -93,7 +93,7 @@ def finish_tracking(
     tracker.log_metrics({**numbers, **(metrics or {})})
     if history is not None and history.exists():
         tracker.log_history(history)
-    folder = artefact.local(job.run_dir / "published")
+    folder = artefact.local()
     for name in files:
         if (folder / name).exists():
             tracker.log_artifact(folder / name)

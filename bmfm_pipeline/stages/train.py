@@ -93,7 +93,7 @@ def publish(job: Job, on_progress: Progress) -> dict[str, Any]:
         code_version=job.code,
         summary={"name": job.name, **trained["summary"]},
     )
-    folder = artefact.local(job.run_dir / "published")
+    folder = artefact.local()
     files = ["loading_report.json", "config.json", "label_dict.json"]
     weights = {name: entry["bytes"] for name, entry in artefact.files.items() if name.endswith(".safetensors")}
     if sum(weights.values()) <= MOST_BYTES_IN_MLFLOW:

@@ -217,6 +217,11 @@ def test_asked_copies_are_made_and_other_content_is_never_overwritten(preprocess
     folder = Path(found["artefacts"]["preprocess"])
     assert code == 0 and (tmp_path / "processed.h5ad").read_bytes() == (folder / "processed.h5ad").read_bytes()
     assert read_json(tmp_path / "labels.json") == read_json(folder / "label_dict.json")
+    for file in ("processed.h5ad", "labels.json"):
+        (tmp_path / file).unlink()
+    code, again, said = preprocess(cells_of(), *places)
+    assert code == 0 and again["artefacts"] == found["artefacts"] and "preprocess: reused" in said
+    assert (tmp_path / "processed.h5ad").exists() and (tmp_path / "labels.json").exists()
     (tmp_path / "processed.h5ad").write_bytes(b"something else")
     code, _, said = preprocess(cells_of(seed=1), *places)
     assert code == 2 and "exists with other content and is not overwritten" in said

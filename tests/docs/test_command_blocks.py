@@ -79,9 +79,12 @@ class Place:
     def run(self, block: str) -> str:
         """Standard output and error of a block, whose processes all end with it."""
         text = "\n".join(self.smaller(line) for line in block.splitlines())
+        environment = self.environment
+        if "prefect worker" in block:  # a flow runs where the flows are installed: in the checkout that is tested
+            environment = environment | {"BMFM_WORKSPACE": str(self.folder / "workspace")}
         process = subprocess.Popen(
             ["bash", "-e", "-o", "pipefail", "-c", text],
-            cwd=self.folder, env=self.environment, text=True, start_new_session=True,
+            cwd=self.folder, env=environment, text=True, start_new_session=True,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
         lines = []

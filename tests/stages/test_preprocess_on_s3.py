@@ -9,6 +9,9 @@ import pytest
 
 from bmfm_pipeline import cli
 from bmfm_pipeline.data import CellStore, open_store
+from bmfm_pipeline.errors import DataError
+from bmfm_pipeline.stages.planning import plan_stage
+from bmfm_pipeline.stages.running import run_stage
 from bmfm_pipeline.storage import load_artefact, release_copies
 
 pytestmark = pytest.mark.slow
@@ -62,4 +65,22 @@ def test_a_source_that_is_not_there(s3, on_s3):
     s3.client.delete_object(Bucket=s3.name, Key="data/mini.h5ad")
     code, _, said = on_s3()
     assert code != 0 and f"{s3.uri}/data/mini.h5ad: does not exist" in said and "Traceback" not in said
-    assert not Path("workspace").exists() and s3.keys() == []
+    assert s3.keys() == []
+
+
+def test_several_files_on_s3_as_one_dataset(s3, mini_h5ad, tmp_path):
+    cells = anndata.read_h5ad(mini_h5ad)
+    for name, part in (("a", cells[:400]), ("b", cells[400:])):
+        part.write_h5ad(tmp_path / f"{name}.h5ad")
+        s3.put(f"data/{name}.h5ad", (tmp_path / f"{name}.h5ad").read_bytes())
+    listed = json.dumps([f"{s3.uri}/data/{name}.h5ad" for name in "ba"])
+    words = ["dataset=null", "label_columns=[]", f"data_module.transform_kwargs.source_h5ad_file_name={listed}"]
+    (job,) = plan_stage("preprocess", config_name="fine_tune_train_config", overrides=words)
+    folder = Path(run_stage(job)["uri"])
+    release_copies()
+    assert [row["cells"] for row in json.loads((folder / "report.json").read_text())["files"]["files"]] == [400, 300]
+    assert job.name == "data" and set(job.inputs["source"]["files"]) == {"a", "b"}
+    s3.put("data/b.h5ad", (tmp_path / "a.h5ad").read_bytes())
+    with pytest.raises(DataError, match=r"duplicate cell names.* in a, b"):
+        run_stage(plan_stage("preprocess", config_name="fine_tune_train_config", overrides=words)[0])
+    release_copies()

@@ -27,7 +27,7 @@ lint: venv
 # Processes that run tests side by side: much of the suite waits for servers. A server is started once, a module runs in one process.
 TEST_PROCESSES ?= 2
 test: lint
-	$(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --dist loadscope --no-loadscope-reorder
 
 bench: venv
 	@for script in $(filter-out %/measuring.py %/processed.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done

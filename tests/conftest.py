@@ -35,16 +35,26 @@ if os.environ.get("PYTEST_XDIST_WORKER"):
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(config, items):
+def pytest_collection_modifyitems(items):
     def place(item) -> int:
+        if item.path.name in ON_THE_SERVER:
+            return 0
         return next((rank for rank, start in enumerate(LONGEST) if item.nodeid.startswith(start)), len(LONGEST))
 
-    if config.getoption("numprocesses", None) is not None or os.environ.get("PYTEST_XDIST_WORKER"):
-        for item in items:
-            group = "server" if item.path.name in ON_THE_SERVER else item.nodeid.split("::")[0]
-            item.add_marker(pytest.mark.xdist_group(group))
-        items.sort(key=lambda item: place(item) if item.path.name not in ON_THE_SERVER else 0)
+    items.sort(key=place)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Whole modules go to a process, and those on the one Prefect server to the same."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByModule(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            module = nodeid.split("::")[0]
+            return "server" if module.endswith(ON_THE_SERVER) else module
+
+    return ByModule(config, log)
 
 
 def _folder(variable: str, what: str) -> Path:

@@ -115,7 +115,9 @@ def _parser() -> argparse.ArgumentParser:
 
     run = add("run", "the whole chain on a dataset: preprocess, pretrain, fine-tune, evaluate")
     run.add_argument(
-        "target", metavar="TARGET", help="a name of `bmfm datasets`, or an h5ad file (then also label=COLUMN)"
+        "target",
+        metavar="TARGET",
+        help="a name of `bmfm datasets`, an h5ad file, or a folder of them (then also label=COLUMN)",
     )
     plan = add("plan", "what `bmfm run` would do, and why")
     plan.add_argument("target", metavar="TARGET")
@@ -127,7 +129,10 @@ def _parser() -> argparse.ArgumentParser:
     ):
         command = add(stage, text, config=True)
         command.add_argument(
-            "target", nargs="?", metavar="TARGET", help="a dataset name or h5ad file (optional with -cn)"
+            "target",
+            nargs="?",
+            metavar="TARGET",
+            help="a dataset name, an h5ad file or a folder of them (optional with -cn)",
         )
     predict = add("predict", "labels, probabilities and embeddings for the cells of an h5ad file")
     predict.add_argument("--model", required=True, metavar="URI", help="a fine-tuned model artefact")

@@ -1,6 +1,7 @@
 """`bmfm datasets`: the catalogue, one dataset of it in full, and its download."""
 
 import argparse
+import glob
 import os
 import sys
 import time
@@ -9,7 +10,7 @@ from typing import Any
 
 from bmfm_pipeline.config import list_entries, load_entry
 from bmfm_pipeline.errors import ConfigError
-from bmfm_pipeline.storage import is_remote, join_uri, strip_userinfo
+from bmfm_pipeline.storage import is_pattern, is_remote, join_uri, strip_userinfo
 
 SAY_EVERY = 5.0  # seconds between lines where there is no terminal
 
@@ -50,7 +51,7 @@ def _state(entry) -> tuple[str, str]:
     if is_remote(remote):
         return f"at {strip_userinfo(remote)}", ""
     path = Path(source.file) if source.env is None else entry.data_folder / source.file
-    if path.exists():
+    if path.exists() or (is_pattern(path) and any(glob.iglob(str(path), recursive=True))):
         return "ready", ""
     missing = f"{path} is missing"
     if source.env and not named:

@@ -15,7 +15,7 @@ from bmfm_pipeline.config.sections import LabelColumnInfo
 from bmfm_pipeline.config.strict import Section, readable
 from bmfm_pipeline.config.yaml_files import not_yaml
 from bmfm_pipeline.errors import ConfigError
-from bmfm_pipeline.storage import is_remote, local_path
+from bmfm_pipeline.storage import is_pattern, is_remote, local_path
 
 FOLDER = Path(__file__).resolve().parents[1] / "datasets"
 
@@ -60,7 +60,8 @@ class Download(Section):
 class DatasetSource(Section):
     """Where the cells come from: `file` below the folder that the variable `env` names, or a `builder` of ours.
 
-    Without `env`, `file` is a path (a relative one counts from the folder of the YAML file) or an s3:// address.
+    Without `env`, `file` is a path (a relative one counts from the folder of the YAML file) or an s3:// address. A folder, or a
+    pattern such as studies/*.h5ad, stands for all its h5ad files as one dataset.
     """
 
     env: str | None = Field(None, pattern="^[A-Za-z_][A-Za-z0-9_]*$")
@@ -74,6 +75,8 @@ class DatasetSource(Section):
             raise ValueError("give either `file` (with `env`, `download` where they apply) or `builder`")
         if self.download and self.file and not self.env and is_remote(self.file):
             raise ValueError(f"a download goes to a local file, found {self.file}")
+        if self.download and self.file and is_pattern(self.file):
+            raise ValueError(f"a download makes one file, and {self.file} is a pattern; name the file")
         return self
 
 

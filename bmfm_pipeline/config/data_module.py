@@ -34,14 +34,19 @@ class TransformStep(Section):
 
 
 class TransformKwargs(Section):
-    """How raw cells become processed ones. `transforms: null` is the dataset's own chain, [] is none."""
+    """How raw cells become processed ones. `transforms: null` is the dataset's own chain, [] is none.
+
+    `source_h5ad_file_name`: an h5ad file, or several: a list, a folder, or a pattern such as /data/*.h5ad. `cell_names`: a cell name
+    that several files have is refused, or all cells get the name of their file as a prefix. Of several files at most the share
+    `max_share_of_files_set_aside` may be left out because they cannot be used.
+    """
 
     legacy: ClassVar[dict[str, str]] = {
         "processed_h5ad_file_name": "processed_data_source",
         "split_random_state": "random_state",
     }
 
-    source_h5ad_file_name: str | None = None
+    source_h5ad_file_name: str | list[str] | None = None
     processed_data_source: str | None = None
     transforms: list[TransformStep] | None = None
     split: SplitConfig = Field(default_factory=SplitConfig)
@@ -54,6 +59,15 @@ class TransformKwargs(Section):
     duplicate_genes: Literal["refuse", "sum", "first"] = "refuse"
     input_values: Literal["counts", "any"] = "counts"
     gene_names: GeneNames = Field(default_factory=GeneNames)
+    cell_names: Literal["refuse", "prefix"] = "refuse"
+    max_share_of_files_set_aside: float = Field(0.1, ge=0, lt=1)
+
+    @field_validator("source_h5ad_file_name")
+    @classmethod
+    def _names_a_file(cls, value: Any) -> Any:
+        if isinstance(value, list) and not value:
+            raise ValueError("the list is empty; name at least one h5ad file, a folder or a pattern")
+        return value
 
 
 class DatasetKwargs(Section):

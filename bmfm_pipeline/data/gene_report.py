@@ -45,6 +45,14 @@ class GeneReport:
     naming: Naming
     settings: dict[str, Any] = field(default_factory=dict)
 
+    def recount(self, totals: np.ndarray) -> "GeneReport":
+        """The same names with other counts, `totals` (names,), in place: for names whose fate does not depend on counts."""
+        for fate, counts in zip(self.fates, totals.tolist(), strict=True):
+            fate.counts = counts
+        for name in ("total", "share_of_counts"):
+            self.__dict__.pop(name, None)
+        return self
+
     def of(self, category: str) -> list[GeneFate]:
         return [fate for fate in self.fates if fate.category == category]
 
@@ -65,6 +73,9 @@ class GeneReport:
         """Names whose counts are lost to the model, most counts first."""
         lost = [fate for fate in self.fates if fate.category in ("ambiguous", "unknown", "dropped")]
         return sorted(lost, key=lambda fate: -fate.counts)
+
+    def largest_losses(self, n_names: int = LOSSES) -> list[dict[str, Any]]:
+        return [_loss(fate, self.total) for fate in self.losses[:n_names]]
 
     @cached_property
     def damaged(self) -> list[GeneFate]:
@@ -96,7 +107,7 @@ class GeneReport:
             "compared_with": self.vocabulary,
             "categories": categories,
             "spreadsheet": {"names": len(self.damaged), "examples": [_words(fate) for fate in self.damaged[:SHOWN]]},
-            "largest_losses": [_loss(fate, self.total) for fate in self.losses[:LOSSES]],
+            "largest_losses": self.largest_losses(),
             **self.settings,
         }
 
@@ -126,18 +137,23 @@ class GeneReport:
                     [fate.name, fate.category, fate.target or "", fate.how, fate.why, f"{fate.counts:.10g}"]
                 )
 
-    def check(self, floor: float, advice: Sequence[str]) -> None:
-        """Raise DataError when less than `floor` of the counts is in known genes, or no gene is known; `advice`: what to do."""
-        n_known = len(self.known)
+    def shortfall(self, floor: float) -> str | None:
+        """What is missing, in words, when less than `floor` of the counts is in known genes, or no gene is known; else None."""
+        n_known, names = len(self.known), len(self.fates)
         if n_known and self.share_of_counts >= floor:
-            return
-        names = len(self.fates)
-        found = (
-            f"{self.vocabulary} knows none of the {names} gene names"
-            if not n_known
-            else f"{self.vocabulary} knows {n_known} of the {names} gene names, which hold {self.share_of_counts:.1%} of the counts; "
+            return None
+        if not n_known:
+            return f"{self.vocabulary} knows none of the {names} gene names"
+        return (
+            f"{self.vocabulary} knows {n_known} of the {names} gene names, which hold {self.share_of_counts:.1%} of the counts; "
             f"at least {floor:.0%} is asked for ({_LIMIT})"
         )
+
+    def check(self, floor: float, advice: Sequence[str]) -> None:
+        """Raise DataError when less than `floor` of the counts is in known genes, or no gene is known; `advice`: what to do."""
+        found = self.shortfall(floor)
+        if found is None:
+            return
         losses = "\n".join(
             f"    {fate.name}: {fate.counts / self.total if self.total else 0:.1%} of counts, {fate.why or fate.how}"
             for fate in self.losses[:LOSSES]

@@ -77,31 +77,47 @@ def check_gene_names(run: RunConfig, chain: Chain, cells, totals: np.ndarray, in
     for role, entry in gene_inputs(run, None).items():
         if role in inputs and inputs[role]["id"] != entry["id"]:
             raise DataError(f"{entry['uri']}: changed since the run began; run again, its new content makes other data")
-    fixed = None if run.tokenizer.identifier == "data" else _fixed_genes(run, local_gene_table(run))
-    grows = any(entry.field_name == "genes" and entry.vocab_update_strategy == "dynamic" for entry in run.fields)
+    report = report_genes(
+        chain,
+        list(cells.var_names),
+        totals,
+        *compared_with(run),
+        tables={role: entry["id"] for role, entry in inputs.items() if role in ("gene_table", "orthologs")},
+        duplicates=settings.duplicates,
+        min_share_of_counts=settings.min_share_of_counts,
+    )
+    if has_floor(run, chain):
+        report.check(settings.min_share_of_counts, advice(run, report, cells))
+    return report
+
+
+def _grows(run: RunConfig) -> bool:
+    return any(entry.field_name == "genes" and entry.vocab_update_strategy == "dynamic" for entry in run.fields)
+
+
+def has_floor(run: RunConfig, chain: Chain) -> bool:
+    """Whether names are compared with something, so that a share of counts in known genes can be asked for."""
+    return bool(_standardising(chain)) and not _grows(run)
+
+
+def compared_with(run: RunConfig) -> tuple[str, list[str] | None]:
+    """(what gene names are compared with, in words, its genes or None where the data's own genes become the vocabulary)."""
+    settings = run.data_module.transform_kwargs.gene_names
+    fixed = _fixed_genes(run, local_gene_table(run))
     name = "the vocabulary of the data" if fixed is None else run.tokenizer.identifier
     if fixed is None and settings.table is not None:
         name = f"the gene table {Path(settings.table).name}"
     elif fixed is None and settings.orthologs is not None:
         name = f"the ortholog table {Path(settings.orthologs).name}"
-    report = report_genes(
-        chain,
-        list(cells.var_names),
-        totals,
-        name,
-        None if grows else fixed,
-        tables={role: entry["id"] for role, entry in inputs.items() if role in ("gene_table", "orthologs")},
-        duplicates=settings.duplicates,
-        min_share_of_counts=settings.min_share_of_counts,
-    )
-    if _standardising(chain) and not grows:
-        report.check(settings.min_share_of_counts, _advice(run, report, cells))
-    return report
+    return name, None if _grows(run) else fixed
 
 
-def write_gene_report(report: GeneReport, folder: Path) -> dict[str, float]:
-    """gene_report.json and gene_names.csv in `folder`; what a person should know at once is logged. Returns the numbers."""
-    found = report.to_dict()
+def write_gene_report(report: GeneReport, folder: Path, more: dict[str, Any] | None = None) -> dict[str, float]:
+    """gene_report.json, with what is in `more`, and gene_names.csv in `folder`; what a person should know at once is logged.
+
+    Returns the numbers.
+    """
+    found = report.to_dict() | (more or {})
     write_json_atomic(folder / "gene_report.json", found)
     report.write_csv(folder / "gene_names.csv")
     renamed, merged, ambiguous = (len(report.of(name)) for name in ("renamed", "merged", "ambiguous"))
@@ -117,7 +133,7 @@ def write_gene_report(report: GeneReport, folder: Path) -> dict[str, float]:
     return {name: found[name] for name in (*CATEGORIES, "share_of_counts_kept")}
 
 
-def _advice(run: RunConfig, report: GeneReport, cells) -> list[str]:
+def advice(run: RunConfig, report: GeneReport, cells) -> list[str]:
     """What to set, most likely first."""
     settings = run.data_module.transform_kwargs.gene_names
     lines = []

@@ -1,7 +1,7 @@
 """Which files a run reads: found, named by content, and refused with a sentence when they are not there."""
 
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from bmfm_pipeline.config.reshaping import table_paths
 from bmfm_pipeline.errors import ConfigError, DataError, StorageError
 from bmfm_pipeline.stages.gene_tables import gene_inputs
 from bmfm_pipeline.stages.labels import label_input
+from bmfm_pipeline.stages.source_files import common_folder, expand_address, named_files, stands_for_several
 from bmfm_pipeline.stages.splits import split_input
 from bmfm_pipeline.storage import (
     Workspace,
@@ -17,6 +18,7 @@ from bmfm_pipeline.storage import (
     exists,
     find_artefact,
     hash_bytes,
+    hash_json,
     is_remote,
     join_uri,
     load_artefact,
@@ -37,11 +39,20 @@ STEP_FILES = {
 
 @dataclass(frozen=True)
 class Source:
-    """Where the cells of a run come from: a file (local or remote), or a builder that makes it from installed packages."""
+    """Where the cells of a run come from: a file (local or remote), or a builder that makes it from installed packages.
+
+    Several files as one dataset are `files`, {name: address}; `uri` is then the folder that they share.
+    """
 
     uri: str
     builder: str | None = None
     processed: bool = False
+    files: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def place(self) -> str:
+        """What several files are called in messages."""
+        return f"{strip_userinfo(self.uri)} ({len(self.files)} {'file' if len(self.files) == 1 else 'files'})"
 
     def open_path(self, folder: Path) -> Path:
         """A local file: built under `folder`, or a copy in the cache, when it is not one already."""
@@ -73,15 +84,16 @@ def find_source(run) -> Source:
     named = settings.transform_kwargs.source_h5ad_file_name
     entry = load_entry(run.dataset) if run.dataset else None
     if named:
-        named = require_path(named, "data_module.transform_kwargs.source_h5ad_file_name")
-        if settings.data_dir and not is_remote(named) and not Path(named).is_absolute() and not Path(named).exists():
-            folder = require_path(settings.data_dir, "data_module.data_dir")
-            return _existing(join_uri(folder, "h5ad", named))
         offered = entry is not None and entry.source.download and entry.source.file == named
-        return _existing(
-            named, hint=f"`bmfm datasets download {run.dataset}` fetches it from the web" if offered else ""
-        )
+        hint = f"`bmfm datasets download {run.dataset}` fetches it from the web" if offered else ""
+        places = [_place(name, settings) for name in ([named] if isinstance(named, str) else named)]
+        return _raw_source(places, isinstance(named, list), settings, hint)
     if entry is not None and entry.source.builder and not settings.data_dir:
+        if settings.transform_kwargs.cell_names == "prefix":
+            raise ConfigError(
+                f"data_module.transform_kwargs.cell_names: prefix puts names of files before those of cells, and {run.dataset} is made "
+                "from no file of yours; leave it out"
+            )
         return Source(uri=f"builder:{entry.source.builder}", builder=entry.source.builder)
     if settings.data_dir:
         if entry is None:
@@ -92,11 +104,28 @@ def find_source(run) -> Source:
         hint = f"{run.dataset} expects {entry.source.file} in that folder"
         if entry.source.download and not is_remote(folder):
             hint += f": `bmfm datasets download {run.dataset} --to {folder}` fetches it from the web"
-        return _existing(join_uri(folder, entry.source.file), hint=hint)
+        return _raw_source([join_uri(folder, entry.source.file)], False, settings, hint)
     raise ConfigError(
         "no data is named; set data_module.transform_kwargs.source_h5ad_file_name to an h5ad file, or choose a dataset of "
         "`bmfm datasets` with dataset=NAME"
     )
+
+
+def _place(named: str, settings) -> str:
+    """A name of the config as an address; below data_dir where it lies nowhere else."""
+    named = require_path(named, "data_module.transform_kwargs.source_h5ad_file_name")
+    if settings.data_dir and not is_remote(named) and not Path(named).is_absolute() and not Path(named).exists():
+        return join_uri(require_path(settings.data_dir, "data_module.data_dir"), "h5ad", named)
+    return named
+
+
+def _raw_source(places: list[str], is_list: bool, settings, hint: str) -> Source:
+    """The raw data at `places`: one file as it is; a list, a folder and a pattern, or cells that get a prefix, are files by name."""
+    prefixed = settings.transform_kwargs.cell_names == "prefix"
+    if not is_list and not prefixed and not stands_for_several(places[0]):
+        return _existing(places[0], hint=hint)
+    found = [_existing(uri, hint=hint).uri for place in places for uri in expand_address(place, hint)]
+    return Source(uri=common_folder(found), files=named_files(found))
 
 
 def _existing(uri: str, processed: bool = False, hint: str = "") -> Source:
@@ -123,6 +152,8 @@ def source_inputs(run, workspace: Workspace) -> dict[str, dict[str, Any]]:
     source = find_source(run)
     if source.builder:
         inputs = {"source": {"id": _builder_hash(source.builder), "uri": source.uri}}
+    elif source.files:
+        inputs = {"source": _files_input(source, workspace)}
     else:
         inputs = {"source": {"id": content_hash(source.uri, workspace.memo), "uri": strip_userinfo(source.uri)}}
     if folder := _tokenizer_folder(run):
@@ -134,6 +165,16 @@ def source_inputs(run, workspace: Workspace) -> dict[str, dict[str, Any]]:
         inputs["tokenizer"] = {"id": content_hash(path, workspace.memo), "uri": strip_userinfo(path)}
     inputs |= _step_inputs(run, workspace)
     return {**inputs, **split_input(run, workspace), **label_input(run), **gene_inputs(run, workspace.memo)}
+
+
+def _files_input(source: Source, workspace: Workspace) -> dict[str, Any]:
+    """Several files as an input: their names and contents in order, for names become a column of the cells. Folders do not count."""
+    files = {
+        name: {"id": content_hash(uri, workspace.memo), "uri": strip_userinfo(uri)}
+        for name, uri in source.files.items()
+    }
+    found = hash_json([[name, entry["id"]] for name, entry in files.items()])
+    return {"id": found, "uri": strip_userinfo(source.uri), "files": files}
 
 
 def _step_inputs(run, workspace: Workspace) -> dict[str, dict[str, Any]]:

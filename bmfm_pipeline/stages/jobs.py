@@ -30,6 +30,7 @@ STAGE_MODULES = {
     "evaluate": "bmfm_pipeline.stages.evaluate",
 }
 KEY_LENGTH = 32
+SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,8 @@ def _why_it_runs(job: Job, workspace: Workspace) -> str:
     for role in sorted(set(job.inputs) | set(newest.inputs)):
         before, now = (entry.get(role, {}).get("id") for entry in (newest.inputs, job.inputs))
         if before != now:
-            reasons.append(f"input {role} {'is new' if before is None else 'is gone' if now is None else 'changed'}")
+            what = "is new" if before is None else "is gone" if now is None else "changed"
+            reasons.append(f"input {role} {what}{_which_files(newest.inputs.get(role, {}), job.inputs.get(role, {}))}")
     before, now = flatten(newest.config), flatten(job.view)
     changed = [name for name in sorted(set(before) | set(now)) if before.get(name) != now.get(name)]
     reasons += [f"{name}: {before.get(name)!r} -> {now.get(name)!r}" for name in changed[:5]]
@@ -137,6 +139,18 @@ def _why_it_runs(job: Job, workspace: Workspace) -> str:
     if newest.code_version != job.code:
         reasons.append("the code of the stage or a numeric library changed")
     return "; ".join(reasons) or "no reusable artefact"
+
+
+def _which_files(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """Of an input of several files those that differ, in words."""
+    old, new = before.get("files"), now.get("files")
+    if not old or not new:
+        return ""
+    words = [f"{name} is new" for name in new if name not in old]
+    words += [f"{name} is gone" for name in old if name not in new]
+    words += [f"{name} changed" for name in new if name in old and old[name]["id"] != new[name]["id"]]
+    more = f" and {len(words) - SHOWN} more" if len(words) > SHOWN else ""
+    return f" ({', '.join(words[:SHOWN])}{more})"
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:

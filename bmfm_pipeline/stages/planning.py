@@ -11,7 +11,8 @@ from bmfm_pipeline.stages.inputs import embedding_inputs, source_inputs, table_i
 from bmfm_pipeline.stages.jobs import STAGES, Job, make_job
 from bmfm_pipeline.stages.labels import says_nothing_new
 from bmfm_pipeline.stages.models import CheckpointSource, find_checkpoint
-from bmfm_pipeline.storage import Workspace, is_remote, load_artefact, read_json
+from bmfm_pipeline.stages.source_files import holds_h5ad, name_of_data
+from bmfm_pipeline.storage import Workspace, is_pattern, is_remote, load_artefact, read_json
 
 DEFAULT_CONFIGS = {
     "preprocess": "fine_tune_train_config",
@@ -31,7 +32,8 @@ def compose_stage(
     overrides: Sequence[str] = (),
     label: str | None = None,
 ) -> RunConfig:
-    """The whole resolved and checked configuration of a stage, for a dataset name, an h5ad file, or as the config file says."""
+    """The whole resolved and checked configuration of a stage, for a dataset name, an h5ad file, a folder or pattern of them, or as
+    the config file says."""
     if config_name is None and target is None:
         raise ConfigError(f"{stage}: name a dataset (see `bmfm datasets`), an h5ad file, or a config with -cn")
     run = compose(config_name or DEFAULT_CONFIGS[stage], [*target_overrides(target, label), *overrides], config_dir)
@@ -53,12 +55,12 @@ def target_overrides(target: str | None, label: str | None = None) -> list[str]:
         names = [entry.name for entry in list_entries()]
         if target in names:
             overrides.append(f"dataset={target}")
-        elif target.endswith(".h5ad") or "/" in target or is_remote(target):
+        elif target.endswith(".h5ad") or "/" in target or is_remote(target) or holds_h5ad(target):
             path = target if is_remote(target) else str(Path(target).expanduser().absolute())
             if not is_remote(path):
-                if Path(path).is_dir():
+                if Path(path).is_dir() and not holds_h5ad(path):
                     raise DataError(f"{target}: is a folder; name an h5ad file in it (or a dataset of `bmfm datasets`)")
-                if not Path(path).exists():
+                if not Path(path).exists() and not is_pattern(path):
                     raise DataError(f"{target}: no such file; datasets known by name: {', '.join(names)}")
             overrides += ["dataset=null", f"++data_module.transform_kwargs.source_h5ad_file_name={json.dumps(path)}"]
             if label is None:
@@ -80,8 +82,9 @@ def run_name(run: RunConfig) -> str:
     if run.dataset:
         return run.dataset
     settings = run.data_module
-    path = settings.transform_kwargs.source_h5ad_file_name or settings.dataset_kwargs.processed_data_source or "data"
-    return Path(str(path)).stem
+    return name_of_data(
+        settings.transform_kwargs.source_h5ad_file_name or settings.dataset_kwargs.processed_data_source
+    )
 
 
 def plan_preprocess(run: RunConfig, workspace: Workspace) -> Job:

@@ -301,6 +301,11 @@ def predict_with_config(run: RunConfig, workspace: str | None, on_progress: Prog
     if not run.task.checkpoint:
         raise ConfigError("predict: task.checkpoint must name a model artefact or folder")
     source = find_source(run)
+    if source.files:
+        raise ConfigError(
+            f"predict: data_module.transform_kwargs.source_h5ad_file_name must name one file, and {source.place} are named; predict one "
+            "file after another, each into a folder of its own"
+        )
     output = run.task.default_root_dir or str(Path(Workspace(workspace).uri) / "predictions")
     return predict_file(
         run.task.checkpoint, source.uri, output, workspace=workspace, on_progress=on_progress,

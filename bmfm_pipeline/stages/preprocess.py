@@ -9,7 +9,7 @@ from bmfm_pipeline.config import RunConfig, require_path
 from bmfm_pipeline.config.splits import resolve_split
 from bmfm_pipeline.data.label_files import write_label_dict
 from bmfm_pipeline.data.labels import build_label_dict, count_labels, labels_unseen_in_training
-from bmfm_pipeline.data.sources import check_source, open_source
+from bmfm_pipeline.data.sources import check_source, open_several, open_source
 from bmfm_pipeline.data.splits import read_split
 from bmfm_pipeline.data.transforms import Chain, build_chain
 from bmfm_pipeline.errors import StorageError
@@ -19,6 +19,7 @@ from bmfm_pipeline.stages.inputs import find_source
 from bmfm_pipeline.stages.jobs import Job
 from bmfm_pipeline.stages.labels import input_dictionary, lost_classes, place_dictionary
 from bmfm_pipeline.stages.running import Progress, step_result
+from bmfm_pipeline.stages.several_files import look_at_files, numbers_by_file, usable_files
 from bmfm_pipeline.stages.splits import publish_named
 from bmfm_pipeline.stages.splitting import make_and_record, split_rows, split_summary, stratified_classes
 from bmfm_pipeline.stages.tracked import finish_tracking, start_tracking
@@ -27,6 +28,7 @@ from bmfm_pipeline.storage import (
     content_hash,
     hash_file,
     is_remote,
+    localise,
     other_content,
     place_copy,
     read_json,
@@ -40,17 +42,43 @@ logger = logging.getLogger(__name__)
 
 
 def _open(job: Job):
-    """The run, and its opened source: the same file in every step, fetched or built once into the run folder."""
+    """The run, and its opened source: the same file in every step, fetched or built once into the run folder.
+
+    Of several files those that the check kept.
+    """
     run = RunConfig.model_validate(job.config)
     source = find_source(run)
-    path = source.open_path(job.run_dir / "source")
-    if is_remote(source.uri) and content_hash(source.uri) != job.inputs["source"]["id"]:
-        raise StorageError(
-            f"{strip_userinfo(source.uri)}: changed since the run began; wait until it is complete and run again"
-        )
-    settings = run.data_module.transform_kwargs
+    settings, scratch = run.data_module.transform_kwargs, job.run_dir / "source"
+    if source.files:
+        files = usable_files(_local_files(job, source), job.staging)
+        return run, source, open_several(
+            files, settings.layer, settings.duplicate_genes, scratch, settings.cell_names, source.place
+        )  # fmt: skip
+    path = source.open_path(scratch)
+    if is_remote(source.uri):
+        _refuse_changed(source.uri, job.inputs["source"])
     layer = None if source.processed else settings.layer
-    return run, source, open_source(path, layer, settings.duplicate_genes, scratch=job.run_dir / "source")
+    return run, source, open_source(path, layer, settings.duplicate_genes, scratch=scratch)
+
+
+def _local_files(job: Job, source) -> dict[str, Path]:
+    """{name: path on this machine} of several files; StorageError when they are no longer those of the plan."""
+    planned = job.inputs["source"]["files"]
+    if differ := sorted(set(planned) ^ set(source.files)):
+        raise StorageError(
+            f"{source.place}: files came or went since the run began ({', '.join(differ[:5])}); run again to use what is there now"
+        )
+    for name, uri in source.files.items():
+        if is_remote(uri):
+            _refuse_changed(uri, planned[name])
+    return {name: localise(uri) for name, uri in source.files.items()}
+
+
+def _refuse_changed(uri: str, planned: dict[str, Any]) -> None:
+    if content_hash(uri) != planned["id"]:
+        raise StorageError(
+            f"{strip_userinfo(uri)}: changed since the run began; wait until it is complete and run again"
+        )
 
 
 def _counts_needed(run: RunConfig, source) -> bool:
@@ -61,8 +89,21 @@ def check(job: Job, on_progress: Progress) -> dict[str, Any]:
     """Look for every problem of the input at once, before anything is computed."""
     shutil.rmtree(job.staging, ignore_errors=True)
     start_tracking(job)
-    run, source, cells = _open(job)
+    run = RunConfig.model_validate(job.config)
+    source, files = find_source(run), None
     chain = _chain(run, source)  # names and arguments of the steps
+    if source.files:
+        files = look_at_files(
+            run,
+            _local_files(job, source),
+            job.inputs,
+            source.place,
+            job.run_dir / "source",
+            _counts_needed(run, source),
+        )
+        cells = files.cells
+    else:
+        run, source, cells = _open(job)
     chain.look_at(cells)
     stratify, fewest = stratified_classes(resolve_split(run))
     report = check_source(
@@ -72,12 +113,17 @@ def check(job: Job, on_progress: Progress) -> dict[str, Any]:
         stratify=stratify,
         min_class_size=fewest,
         duplicate_genes="sum" if merges_genes(chain) else run.data_module.transform_kwargs.duplicate_genes,
+        values=None if files is None else files.values,
     )
     genes = check_gene_names(run, chain, cells, report.pop("gene_totals"), job.inputs)
-    report["gene_names"] = write_gene_report(genes, job.staging)
+    if files is not None:
+        files.finish(genes, job.staging)
+        report |= {"files": len(files.rows), "files_set_aside": len(files.set_aside)}
+    report["gene_names"] = write_gene_report(genes, job.staging, None if files is None else files.of_genes())
     file = job.staging / "check.json"
     write_json_atomic(file, report)
     rows = [{"what": name, "found": value} for name, value in report.items() if isinstance(value, str | int | float)]
+    rows += [] if files is None else files.table()
     rows += genes.rows()
     return {"uri": str(file), "hash": hash_file(file), "summary": report, "table": rows}
 
@@ -168,9 +214,12 @@ def transform(job: Job, on_progress: Progress) -> dict[str, Any]:
     plain["labels"] = read_json(job.staging / "labels.json")
     plain["vocabulary"] = read_json(job.staging / "vocabulary.json")
     plain["gene_names"] = read_json(job.staging / "gene_report.json")
-    write_json_atomic(job.staging / "report.json", plain)
     last = report.steps[-1]
     summary = {"cells": last.cells, "genes": last.genes, "share_of_counts": round(report.share_of_counts, 4)}
+    if source.files:
+        plain["files"] = numbers_by_file(job.staging, file)
+        summary |= {name: step_result(job, "check")["summary"][name] for name in ("files", "files_set_aside")}
+    write_json_atomic(job.staging / "report.json", plain)
     rows = [
         {"step": entry.step, "cells": entry.cells, "genes": entry.genes, "counts": entry.counts}
         for entry in report.steps

@@ -1,12 +1,14 @@
 """Local paths and s3:// addresses behind one spelling: what an address is, without touching what lies there."""
 
 import os
+import re
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 from bmfm_pipeline.errors import StorageError
 
 REMOTE_SCHEMES = ("s3", "memory")
+_WILDCARDS = re.compile(r"[*?\[]")
 
 
 def is_remote(uri: str | os.PathLike) -> bool:
@@ -23,6 +25,11 @@ def local_path(uri: str | os.PathLike) -> Path:
     """The absolute local path behind a plain path or a file:// address."""
     text = str(uri)
     return Path(text[len("file://") :] if text.startswith("file://") else text).expanduser().absolute()
+
+
+def is_pattern(uri: str | os.PathLike) -> bool:
+    """Whether a path has wildcards, so that it may stand for several files."""
+    return bool(_WILDCARDS.search(str(uri)))
 
 
 def join_uri(base: str, *parts: str) -> str:

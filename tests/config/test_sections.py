@@ -82,6 +82,8 @@ SECTIONS = {
             "layer": "raw",
             "duplicate_genes": "sum",
             "input_values": "any",
+            "cell_names": "prefix",
+            "max_share_of_files_set_aside": 0.2,
             "gene_names": {
                 "table": "/hgnc.txt",
                 "duplicates": "highest",

@@ -12,6 +12,8 @@ from bmfm_pipeline.data.sources.h5ad import CellSource, open_source
 from bmfm_pipeline.errors import DataError
 
 SHOWN = 5
+# Stands between the name of an input and the list of what is wrong with it.
+UNUSABLE = " cannot be used:"
 
 
 def check_source(
@@ -22,10 +24,12 @@ def check_source(
     stratify: str | None = None,
     min_class_size: int = 3,
     duplicate_genes: str = "refuse",
+    values: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Look at names, labels and every stored value of `source`.
 
-    `labels` lists (obs column, is it a regression target). Returns counts for the report, and `gene_totals`, float64 (genes,).
+    `labels` lists (obs column, is it a regression target); `values` is what is known of the values already, which then are not
+    read. Returns counts for the report, and `gene_totals`, float64 (genes,).
     Raises one DataError that lists every problem, each with its place and what would be right.
     """
     problems: list[str] = []
@@ -55,9 +59,9 @@ def check_source(
         )
     if stratify is not None and stratify not in [column for column, _ in labels]:
         _check_label(source, stratify, False, True, min_class_size, problems)
-    report.update(_check_values(source, need_counts, problems))
+    report.update(_check_values(source, need_counts, problems) if values is None else values)
     if problems:
-        raise DataError(f"{source.path} cannot be used:\n" + "\n".join(f"- {problem}" for problem in problems))
+        raise DataError(f"{source.path}{UNUSABLE}\n" + "\n".join(f"- {problem}" for problem in problems))
     return report
 
 
@@ -70,7 +74,7 @@ def check_names(source: CellSource, duplicate_genes: str, problems: list[str]) -
         if not twice or (what.startswith("gene") and duplicate_genes != "refuse"):
             continue
         cure = (
-            "make them unique, e.g. adata.obs_names_make_unique()"
+            source.cell_names_cure
             if what.startswith("cell")
             else "merge them with data_module.transform_kwargs.duplicate_genes=sum (or first), or rename them"
         )
@@ -157,6 +161,7 @@ def _check_values(source: CellSource, need_counts: bool, problems: list[str]) ->
     return {
         "cells_without_counts": empty,
         "cells_without_counts_examples": empty_names,
+        "whole_values": not fractional and not broken,
         "max": largest,
         "total": float(gene_totals.sum()),
         "gene_totals": gene_totals,

@@ -34,6 +34,8 @@ class CellSource:
     Raises DataError when the file is missing, is no h5ad, has no such layer, or changes while it is being read.
     """
 
+    cell_names_cure = "make them unique, e.g. adata.obs_names_make_unique()"
+
     def __init__(
         self,
         path: str | Path,
@@ -180,6 +182,11 @@ class CellSource:
     def var_names(self) -> list[str]:
         """Gene names of the columns as they are read (after merging duplicates)."""
         return (self._column_names if self._merged is None else self._column_names[self._merged[1]]).tolist()
+
+    def forget_tables(self) -> None:
+        """Let go of tables and names; they are read again when they are asked for."""
+        for name in ("obs", "var", "obs_names", "var_names", "_column_names"):
+            self.__dict__.pop(name, None)
 
     @property
     def where(self) -> str:

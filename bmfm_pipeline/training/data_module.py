@@ -151,10 +151,6 @@ class CellDataModule(pl.LightningDataModule):
         """Every cell of the data, in the order of the file; a sample of them where limit_dataset_samples says so."""
         return self._loader(self.rows["predict"])
 
-    def split_loader(self, split: str) -> DataLoader:
-        """A loader over one split in row order, as evaluation reads it."""
-        return self._loader(self.rows[split])
-
     @property
     def gene_token_ids(self) -> np.ndarray:
         """Token id of each gene column, int32 (genes,); 0 where there is none."""

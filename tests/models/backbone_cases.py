@@ -74,6 +74,19 @@ def batch(rows: int = 4, length: int = 12, lengths: tuple[int, ...] | None = Non
     return ids, mask
 
 
+def check_positions(model, ids: torch.Tensor, mask: torch.Tensor) -> None:
+    """Heads score the positions asked for as they do in the full pass."""
+    positions = {"genes": torch.tensor([0, 5, 17, 40]), "expressions": torch.tensor([3, 30])}
+    with torch.no_grad():
+        full, some = model(ids, mask), model(ids, mask, positions=positions)
+    assert list(full.logits) == list(some.logits)
+    for key, value in full.logits.items():
+        field = key.split("_")[0]
+        if field in positions and not key.endswith("wced"):
+            value = value.flatten(0, 1)[positions[field]]
+        assert torch.allclose(some.logits[key], value, atol=1e-6), key
+
+
 def scores_of_row(output, row: int, length: int) -> dict[str, torch.Tensor]:
     """The logits of one cell, padding cut off."""
     return {

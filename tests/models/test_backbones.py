@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from backbone_cases import EXACT, FIELDS, LABELS, NAMES, OWN, SIZES, batch, model_of, scores_of_row
+from backbone_cases import EXACT, FIELDS, LABELS, NAMES, OWN, SIZES, batch, check_positions, model_of, scores_of_row
 from transformers import AutoConfig, AutoModel
 
 from bmfm_pipeline.errors import ConfigError
@@ -132,15 +132,7 @@ def test_a_fine_tune_takes_over_all_but_the_heads(tmp_path, name):
 def test_heads_score_the_positions_asked_for(name):
     model = model_of(name)
     ids, mask = batch()
-    positions = {"genes": torch.tensor([0, 5, 17, 40]), "expressions": torch.tensor([3, 30])}
-    with torch.no_grad():
-        full, some = model(ids, mask), model(ids, mask, positions=positions)
-    assert list(full.logits) == list(some.logits)
-    for key, value in full.logits.items():
-        field = key.split("_")[0]
-        if field in positions and not key.endswith("wced"):
-            value = value.flatten(0, 1)[positions[field]]
-        assert torch.allclose(some.logits[key], value, atol=1e-6), key
+    check_positions(model, ids, mask)
     with pytest.raises(ValueError, match="position 1; the batch is 1 tokens"):
         model(ids[:, :, :1], mask[:, :1])
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from backbone_cases import check_positions
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bmfm_pipeline.errors import ConfigError
@@ -74,15 +75,7 @@ MVC_WCED = {
 def test_positions_give_the_scores_of_the_full_pass():
     model = model_of(fields(decode_modes=MVC_WCED))
     ids, mask = batch()
-    positions = {"genes": torch.tensor([0, 5, 17, 40]), "expressions": torch.tensor([3, 30])}
-    with torch.no_grad():
-        full, some = model(ids, mask), model(ids, mask, positions=positions)
-    assert list(full.logits) == list(some.logits)
-    for key, value in full.logits.items():
-        field = key.split("_")[0]
-        if field in positions and not key.endswith("wced"):
-            value = value.flatten(0, 1)[positions[field]]
-        assert torch.allclose(some.logits[key], value, atol=1e-6), key
+    check_positions(model, ids, mask)
 
 
 def test_fields_without_positions_are_not_scored():

@@ -1,6 +1,5 @@
 """What is wrong with an input, said all at once and before anything is computed."""
 
-import difflib
 from typing import Any
 
 import numpy as np
@@ -9,6 +8,7 @@ from bmfm_pipeline.data.label_files import few
 from bmfm_pipeline.data.label_values import is_missing, missing_mask, not_numbers
 from bmfm_pipeline.data.sources.gene_names import looks_transposed
 from bmfm_pipeline.data.sources.h5ad import CellSource, open_source
+from bmfm_pipeline.data.splits.columns import nearest_column
 from bmfm_pipeline.errors import DataError
 
 SHOWN = 5
@@ -88,8 +88,7 @@ def _check_label(
 ) -> dict[str, Any]:
     if column not in source.obs:
         columns = [str(name) for name in source.obs.columns]
-        close = difflib.get_close_matches(column, columns, 1, 0.5)
-        hint = f"; did you mean '{close[0]}'?" if close else ""
+        hint = nearest_column(column, columns)
         problems.append(f"obs has no label column '{column}'{hint} (columns: {few(columns, 30) or 'none'})")
         return {}
     values = source.obs[column]

@@ -9,7 +9,11 @@ from bmfm_pipeline.config.splits import PLACE
 from bmfm_pipeline.data.label_files import few
 from bmfm_pipeline.errors import DataError
 
-__all__ = ["class_codes", "column_of", "few", "group_codes"]
+
+def nearest_column(column: str, columns: list[str]) -> str:
+    """The advice that belongs behind the name of a column that is not there; empty where none is like it."""
+    close = difflib.get_close_matches(column, columns, 1, 0.5)
+    return f"; did you mean '{close[0]}'?" if close else ""
 
 
 def column_of(obs: pd.DataFrame, column: str, key: str) -> pd.Series:
@@ -17,9 +21,9 @@ def column_of(obs: pd.DataFrame, column: str, key: str) -> pd.Series:
     if column in obs:
         return obs[column]
     columns = [str(name) for name in obs.columns]
-    close = difflib.get_close_matches(column, columns, 1, 0.5)
-    hint = f"; did you mean '{close[0]}'?" if close else ""
-    raise DataError(f"{key}: obs has no column '{column}'{hint}; columns: {few(columns, 30) or 'none'}")
+    raise DataError(
+        f"{key}: obs has no column '{column}'{nearest_column(column, columns)}; columns: {few(columns, 30) or 'none'}"
+    )
 
 
 def class_codes(values: pd.Series) -> tuple[np.ndarray, np.ndarray]:

@@ -22,6 +22,7 @@ class BaseStore(ABC):
     matrix: Matrix
     counts: Matrix | None
     name: str  # as messages call the store
+    _var_names: list[str]
 
     @property
     @abstractmethod
@@ -29,9 +30,9 @@ class BaseStore(ABC):
         """Cell names, object (cells,)."""
 
     @property
-    @abstractmethod
     def var_names(self) -> list[str]:
         """Gene names, one per column."""
+        return self._var_names
 
     @property
     @abstractmethod

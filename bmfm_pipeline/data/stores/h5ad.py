@@ -37,10 +37,6 @@ class CellStore(ContiguousStore):
     def __reduce__(self):
         return CellStore, (self.path,)
 
-    @property
-    def var_names(self) -> list[str]:
-        return self._var_names
-
     @cached_property
     def obs_names(self) -> np.ndarray:
         import h5py

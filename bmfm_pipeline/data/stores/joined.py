@@ -145,10 +145,6 @@ class JoinedStore(BaseStore):
     def obs_names(self) -> np.ndarray:
         return self._obs_names
 
-    @property
-    def var_names(self) -> list[str]:
-        return self._var_names
-
     @cached_property
     def obs_columns(self) -> list[str]:
         return list(dict.fromkeys(name for store in self.stores for name in store.obs_columns))

@@ -43,10 +43,6 @@ class MemoryStore(ContiguousStore):
         return self._obs_names
 
     @property
-    def var_names(self) -> list[str]:
-        return self._var_names
-
-    @property
     def obs_columns(self) -> list[str]:
         return [] if self._obs is None else [str(name) for name in self._obs.columns]
 

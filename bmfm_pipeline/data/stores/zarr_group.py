@@ -157,10 +157,6 @@ class ZarrStore(BaseStore):
     def __reduce__(self):
         return ZarrStore, (self.uri, self.cache_bytes)
 
-    @property
-    def var_names(self) -> list[str]:
-        return self._var_names
-
     @cached_property
     def obs_names(self) -> np.ndarray:
         return attempt(self.uri, lambda: index_of(self._group["obs"]))

@@ -1,17 +1,17 @@
 """Checks across sections, made before any data is read: losses against fields, labels, masks and heads."""
 
-import difflib
 from typing import TYPE_CHECKING, Any
 
-from bmfm_pipeline.config.losses import ALIASES, COMMON_KEYS, LOSSES, decode_mode, default_loss
+from bmfm_pipeline.config.losses import LOSSES, decode_mode, default_loss, read_loss
 from bmfm_pipeline.config.models import WITHOUT_PAIRS
-from bmfm_pipeline.config.reshaping import check_read_depth
+from bmfm_pipeline.config.reshaping import check_read_depth, check_square_root
 from bmfm_pipeline.config.schedule import settle_epochs
 from bmfm_pipeline.config.whole_cells import check_whole_cell_loss, default_whole_cell_losses, whole_cell_head
 from bmfm_pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
     from bmfm_pipeline.config.run_config import RunConfig
+    from bmfm_pipeline.config.sections import LabelColumnInfo
 
 
 def resolve_losses(run: "RunConfig") -> list[dict[str, Any]]:
@@ -36,6 +36,10 @@ def resolve_losses(run: "RunConfig") -> list[dict[str, Any]]:
                 "one of them, or give one a loss_group"
             )
         seen[key] = index
+    if losses and not any(entry.get("weight", 1) for entry in losses):
+        raise ConfigError(
+            "trainer.losses: every loss has weight 0, so nothing would be learned; give one a weight above 0"
+        )
     return losses
 
 
@@ -48,58 +52,33 @@ def _default_losses(run: "RunConfig") -> list[dict[str, Any]]:
                 losses += [{"field_name": field.field_name, "name": name} for name in names]
     if run.predicts_labels:
         for label in run.label_columns:
-            name = (
-                "bce_with_logits"
-                if label.is_multilabel
-                else default_loss({"label_column_name": ""}, label.is_regression_label)
-            )
-            losses.append({"label_column_name": label.label_column_name, "name": name})
+            losses.append({"label_column_name": label.label_column_name, "name": _default_label_loss(label)})
     return losses
+
+
+def _default_label_loss(label: "LabelColumnInfo") -> str:
+    return default_loss(
+        True,
+        is_regression=label.is_regression_label,
+        is_multilabel=label.is_multilabel,
+        has_ontology=label.label_ontology is not None,
+    )
 
 
 def _checked(entry: dict[str, Any], path: str, run: "RunConfig") -> dict[str, Any]:
     field_name, label_name = entry.get("field_name"), entry.get("label_column_name")
-    if (field_name is None) == (label_name is None):
-        raise ConfigError(f"{path}: a loss names either field_name or label_column_name, found {sorted(entry)}")
-    for old, new in ALIASES.items():
-        if old in entry:
-            entry[new] = entry.pop(old)
     labels = {label.label_column_name: label for label in run.label_columns}
-    is_regression = bool(label_name and label_name in labels and labels[label_name].is_regression_label)
-    name = entry.get("name") or default_loss(entry, is_regression)
-    name = ALIASES.get(name, name)
-    if name not in LOSSES:
-        close = difflib.get_close_matches(name, LOSSES, 1)
-        raise ConfigError(
-            f"{path}: unknown loss '{name}'; "
-            + (f"did you mean '{close[0]}'?" if close else f"known: {', '.join(LOSSES)}")
-        )
-    entry["name"] = name
-    kind = LOSSES[name]
-    for key in entry:
-        if key not in COMMON_KEYS and key not in kind.arguments:
-            close = difflib.get_close_matches(key, [*COMMON_KEYS, *kind.arguments], 1)
-            hint = (
-                f"did you mean '{close[0]}'?" if close else f"its arguments are {', '.join(kind.arguments) or 'none'}"
-            )
-            raise ConfigError(f"{path}: loss {name} has no argument '{key}'; {hint}")
-    source = "field" if field_name else "label"
-    if source not in kind.sources:
-        raise ConfigError(f"{path}: loss {name} is for a {kind.sources[0]}, not for a {source}")
-    _check_options(entry, path)
-    if field_name:
+    fields = {field.field_name: field for field in run.fields}
+    if label_name in labels:
+        default = _default_label_loss(labels[label_name])
+    else:
+        default = default_loss(False, is_continuous=field_name in fields and fields[field_name].continuous)
+    entry = read_loss(entry, path, default)
+    if "field_name" in entry:
         _check_field_loss(field_name, entry, path, run)
     else:
-        _check_label_loss(label_name, name, path, run, labels)
+        _check_label_loss(label_name, entry, path, run, labels)
     return entry
-
-
-def _check_options(entry: dict[str, Any], path: str) -> None:
-    weight = entry.get("weight")
-    if weight is not None and (isinstance(weight, bool) or not isinstance(weight, int | float) or weight < 0):
-        raise ConfigError(f"{path}: weight must be a number that is not negative (found {weight!r})")
-    if entry.get("link_function") not in (None, "exp"):
-        raise ConfigError(f"{path}: link_function must be null or exp (found {entry['link_function']!r})")
 
 
 def _check_field_loss(field_name: str, entry: dict[str, Any], path: str, run: "RunConfig") -> None:
@@ -150,7 +129,10 @@ def _check_field_loss(field_name: str, entry: dict[str, Any], path: str, run: "R
         )
 
 
-def _check_label_loss(label_name: str, loss: str, path: str, run: "RunConfig", labels: dict[str, Any]) -> None:
+def _check_label_loss(
+    label_name: str, entry: dict[str, Any], path: str, run: "RunConfig", labels: dict[str, "LabelColumnInfo"]
+) -> None:
+    loss = entry["name"]
     if label_name not in labels:
         known = ", ".join(labels) or "none are set"
         raise ConfigError(
@@ -162,20 +144,26 @@ def _check_label_loss(label_name: str, loss: str, path: str, run: "RunConfig", l
             f"found {run.data_module.collation_strategy}"
         )
     label = labels[label_name]
-    if loss == "hce":
-        raise ConfigError(
-            f"{path}: loss hce needs an ontology of labels, which this version does not offer; use cross_entropy"
-        )
     if label.is_regression_label:
         kind, fitting = "a number (is_regression_label is true)", ("mse", "mae")
     elif label.is_multilabel:
         kind, fitting = "several classes at once (is_multilabel is true)", ("bce_with_logits",)
     else:
-        kind, fitting = "one class", ("cross_entropy", "focal")
+        kind, fitting = "one class", ("cross_entropy", "focal", "ldam", "hce")
     if loss not in fitting:
         raise ConfigError(
             f"{path}: loss {loss} does not fit label column '{label_name}', which is {kind}; use {' or '.join(fitting)}, or correct "
             "the label column"
+        )
+    if loss == "hce" and label.label_ontology is None:
+        raise ConfigError(
+            f"{path}: loss hce needs to know which classes lie under which; set label_ontology of label column '{label_name}' to an OBO "
+            "or OWL file, such as the Cell Ontology, or use cross_entropy"
+        )
+    if entry.get("class_weights") and run.data_module.balancing_label_column == label_name:
+        run.note(
+            f"{path}: class_weights come on top of data_module.balancing_label_column, which already draws the classes of "
+            f"'{label_name}' equally often; one of the two is usually enough"
         )
 
 
@@ -204,12 +192,19 @@ def check_run(run: "RunConfig") -> None:
             "collation_strategy=multitask for both"
         )
     check_read_depth(run)
+    check_square_root(run)
     if run.is_training:
         _check_training(run)
 
 
 def _check_training(run: "RunConfig") -> None:
     module = run.data_module
+    lora = run.trainer.lora_config
+    if lora is not None and lora.model_type not in (None, run.model.model_type) and not run.sizes_from_checkpoint:
+        raise ConfigError(
+            f"trainer.lora_config: the preset {lora.preset} names layers of {lora.model_type}, but the model is {run.model.model_type}; "
+            "use the preset default, which takes those of the model's own type"
+        )
     if module.prevent_attention_to_masked and run.model.model_type in WITHOUT_PAIRS:
         raise ConfigError(
             f"data_module.prevent_attention_to_masked: {run.model.model_type} approximates attention and cannot hide single pairs of "
@@ -262,6 +257,10 @@ def derive_decode_modes(run: "RunConfig", losses: list[dict[str, Any]]) -> None:
         for entry in losses:
             if entry.get("field_name") == field.field_name:
                 field.decode_modes.setdefault(decode_mode(entry, entry["name"]), {})
+        for mode, options in field.decode_modes.items():
+            # A masked value asks for itself by its gene; its own embedding would be the same for all masked values.
+            if mode.startswith("mvc_") and any(other.field_name == "genes" and other.is_input for other in run.fields):
+                options.setdefault("query_field", "genes")
         whole = [entry for entry in losses if entry.get("field_name") == field.field_name and entry.get("wced_target")]
         if whole:
             field.decode_modes["wced"] = whole_cell_head(whole, field.decode_modes.get("wced"))

@@ -44,7 +44,8 @@ class Settings:
     `bootstrap_runs` is task.num_bootstrap_runs: how many resamples the configured method takes. 0 leaves it to `resamples`, except for
     binomial and wilson, which then take none and are centred on the metric itself (with runs, on its mean over them). Verdicts and
     the method that stands in where the configured one does not fit take `resamples`. `rare_class_floor`: classes with fewer test
-    cells are named and left out of a second macro average. `groups` (n,): cells of one group are resampled together.
+    cells are named and left out of a second macro average. `groups` (n,): cells of one group are resampled together. `allowed`
+    {label column: bool (C, C)}: by row the classes that a class stands for, in an ontology.
     """
 
     method: str = "bootstrap_quantiles"
@@ -56,6 +57,7 @@ class Settings:
     split_hash: str = ""
     groups: np.ndarray | None = None
     bootstrap_runs: int = 0
+    allowed: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self):
         if self.method not in METHODS:
@@ -179,6 +181,10 @@ def _classification(
     for name, predictions in contenders.items():
         for metric in LABEL_METRICS:
             _score(result, Metric(metric, truth, guesses[name]), target, name, settings, groups)
+        if (allowed := settings.allowed.get(target)) is not None:
+            within = np.where(allowed[truth, guesses[name]], truth, guesses[name])
+            prepared, note = Metric("accuracy", truth, within), "right where the label's term stands for the class"
+            _score(result, prepared, target, name, settings, groups, shown_as="hierarchical_accuracy", note=note)
         if predictions.probabilities is not None:
             scores = predictions.probabilities[known]
             for metric in SCORE_METRICS:

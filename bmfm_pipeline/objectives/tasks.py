@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from bmfm_pipeline.config.losses import ALIASES, COMMON_KEYS, LOSSES, decode_mode, default_loss
+from bmfm_pipeline.config.losses import COMMON_KEYS, LOSSES, decode_mode, default_loss, read_loss
 from bmfm_pipeline.errors import ConfigError
 
 
@@ -65,39 +65,19 @@ def read_tasks(
 
 
 def _read(where: str, entry: dict[str, Any], fields: Mapping[str, Mapping], labels: Mapping[str, Mapping]) -> LossTask:
-    entry = {ALIASES.get(key, key): value for key, value in entry.items()}
     is_field = entry.get("field_name") is not None
-    if is_field == (entry.get("label_column_name") is not None):
-        raise ConfigError(f"{where}: give either field_name or label_column_name, found {sorted(entry)}")
-    source = entry["field_name"] if is_field else entry["label_column_name"]
-    known = fields if is_field else labels
+    source, known = entry.get("field_name" if is_field else "label_column_name"), fields if is_field else labels
+    entry = read_loss(entry, where, _default_name(is_field, known.get(source) or {}))
     if source not in known:
         raise ConfigError(
             f"{where}: no {'field' if is_field else 'label column'} {source!r}; there are {', '.join(sorted(known)) or 'none'}"
         )
-    name = entry.get("name") or default_loss(
-        {k: v for k, v in entry.items() if v is not None}, _is_regression(known[source])
-    )
-    name = ALIASES.get(name, name)
-    if name not in LOSSES:
-        raise ConfigError(f"{where}: unknown loss {name!r}; there are {', '.join(LOSSES)}")
-    arguments = dict(LOSSES[name].arguments)
-    for key, value in entry.items():
-        if key in COMMON_KEYS:
-            continue
-        if key not in arguments:
-            raise ConfigError(f"{where}: {name} takes no {key!r}; it takes {', '.join(arguments) or 'no options'}")
-        arguments[key] = arguments[key] if value is None and arguments[key] is not None else value
-    if arguments.get("link_function") not in (None, "exp"):
-        raise ConfigError(f"{where}: link_function {arguments['link_function']!r}; there are null and 'exp'")
-    weight = entry.get("weight")
-    weight = 1.0 if weight is None else float(weight)
-    if weight < 0:
-        raise ConfigError(f"{where}: weight {weight} is below zero")
+    name = entry["name"]
+    arguments = {**LOSSES[name].offered(is_field), **{key: entry[key] for key in entry if key not in COMMON_KEYS}}
     target, index, group = None, None, entry.get("loss_group")
-    if entry.get("wced_target"):
+    if "wced_target" in entry:
         group = entry["wced_target"]
-        target, index = _whole_cell_target(where, name, entry["wced_target"], known[source])
+        target, index = _whole_cell_target(where, name, group, known[source])
     if is_field:
         mode = decode_mode(entry, name)
         heads = known[source].get("decode_modes")
@@ -108,11 +88,18 @@ def _read(where: str, entry: dict[str, Any], fields: Mapping[str, Mapping], labe
         key = f"{source}_{mode}"
     else:
         key = source
+    weight = float(entry.get("weight", 1.0))
     return LossTask(source, is_field, name, weight, key, arguments, group, target, index, _metrics(entry, name))
 
 
-def _is_regression(entry: Mapping[str, Any]) -> bool:
-    return bool(entry.get("is_regression_label")) or entry.get("n_unique_values") == 1
+def _default_name(is_field: bool, entry: Mapping[str, Any]) -> str:
+    return default_loss(
+        not is_field,
+        is_regression=bool(entry.get("is_regression_label")),
+        is_multilabel=bool(entry.get("is_multilabel")),
+        has_ontology=bool(entry.get("label_ontology")),
+        is_continuous=entry.get("tokenization_strategy") == "continuous_value_encoder",
+    )
 
 
 def _whole_cell_target(

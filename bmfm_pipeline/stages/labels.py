@@ -5,9 +5,18 @@ from typing import Any
 
 from bmfm_pipeline.config import RunConfig, require_path
 from bmfm_pipeline.data.label_files import extend_label_dict, read_label_dict
-from bmfm_pipeline.errors import StorageError
+from bmfm_pipeline.errors import DataError, StorageError
 from bmfm_pipeline.stages.jobs import Job
-from bmfm_pipeline.storage import exists, hash_json, is_remote, local_path, localise, place_copy, strip_userinfo
+from bmfm_pipeline.storage import (
+    content_hash,
+    exists,
+    hash_json,
+    is_remote,
+    local_path,
+    localise,
+    place_copy,
+    strip_userinfo,
+)
 
 KEY = "data_module.dataset_kwargs.label_dict_path"
 
@@ -45,6 +54,45 @@ def input_dictionary(job: Job, run: RunConfig) -> Path | None:
     if hash_json(_stored(run)) != job.inputs["label_dict"]["id"]:
         raise StorageError(f"{dictionary_path(run)}: changed since the run began; run again to use its ids")
     return localise(dictionary_path(run))
+
+
+def ontology_inputs(run: RunConfig, memo) -> dict[str, dict[str, Any]]:
+    """The ontologies of label columns by role, each with the hash of its content."""
+    inputs = {}
+    for index, column in enumerate(run.label_columns):
+        if column.label_ontology is not None:
+            key = f"label_columns.{index}.label_ontology.file"
+            uri = require_path(column.label_ontology.file, key)
+            if not exists(uri):
+                raise DataError(f"{key}: {strip_userinfo(uri)} does not exist; name an OBO or OWL file")
+            inputs[_ontology_role(column)] = {"id": content_hash(uri, memo), "uri": strip_userinfo(uri)}
+    return inputs
+
+
+def _ontology_role(column) -> str:
+    return f"ontology_{column.label_column_name}"
+
+
+def place_in_ontologies(job: Job, run: RunConfig, labels: dict[str, dict[str, int]]) -> dict[str, dict[str, Any]]:
+    """{label column: its classes in its ontology} of the columns that name one; DataError where classes have no place in it."""
+    from bmfm_pipeline.data.label_ontology import place_classes
+    from bmfm_pipeline.vocabulary.ontology import Ontology
+
+    placed, read = {}, {}
+    for column in run.label_columns:
+        if column.label_ontology is None:
+            continue
+        uri = require_path(column.label_ontology.file, "label_ontology.file")
+        planned = job.inputs[_ontology_role(column)]["id"]
+        if content_hash(uri) != planned:
+            raise StorageError(
+                f"{strip_userinfo(uri)}: changed since the run began; run again to use what is there now"
+            )
+        if planned not in read:
+            read[planned] = Ontology.read(localise(uri), strip_userinfo(uri))
+        name = column.label_column_name
+        placed[name] = place_classes(column, labels[name], read[planned])
+    return placed
 
 
 def says_nothing_new(run: RunConfig, artefact_folder: Path) -> bool:

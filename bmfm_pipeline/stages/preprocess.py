@@ -8,6 +8,7 @@ from typing import Any
 from bmfm_pipeline.config import RunConfig, require_path
 from bmfm_pipeline.config.splits import resolve_split
 from bmfm_pipeline.data.label_files import write_label_dict
+from bmfm_pipeline.data.label_ontology import describe, write_placed
 from bmfm_pipeline.data.labels import build_label_dict, count_labels, labels_unseen_in_training
 from bmfm_pipeline.data.sources import check_source, open_several, open_source
 from bmfm_pipeline.data.splits import read_split
@@ -17,7 +18,7 @@ from bmfm_pipeline.stages.gene_names import chain_steps, check_gene_names, merge
 from bmfm_pipeline.stages.gene_tables import local_gene_table
 from bmfm_pipeline.stages.inputs import find_source
 from bmfm_pipeline.stages.jobs import Job
-from bmfm_pipeline.stages.labels import input_dictionary, lost_classes, place_dictionary
+from bmfm_pipeline.stages.labels import input_dictionary, lost_classes, place_dictionary, place_in_ontologies
 from bmfm_pipeline.stages.running import Progress, step_result
 from bmfm_pipeline.stages.several_files import look_at_files, numbers_by_file, usable_files
 from bmfm_pipeline.stages.splits import publish_named
@@ -150,9 +151,17 @@ def label_dictionary(job: Job, on_progress: Progress) -> dict[str, Any]:
     file = job.staging / "label_dict.json"
     write_label_dict(file, labels)
     counts = count_labels(cells.obs, run.label_columns, labels)
+    placed = place_in_ontologies(job, run, labels)
+    for name, classes in placed.items():
+        counts[name]["ontology"] = describe(classes)
+    if placed:
+        write_placed(job.staging, placed)
     write_json_atomic(job.staging / "labels.json", counts)
     summary = {name: len(values) for name, values in labels.items()}
     rows = [{"label": name, "classes": summary[name], "cells_without": counts[name]["missing"]} for name in counts]
+    for row in rows:
+        if row["label"] in placed:
+            row["in_ontology"] = counts[row["label"]]["ontology"]["placed"]
     return {"uri": str(file), "hash": hash_file(file), "summary": summary, "table": rows}
 
 

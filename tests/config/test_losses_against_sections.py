@@ -27,7 +27,8 @@ def on_label(name: str, loss: str, **options) -> dict:
 
 class TestDefaults:
     def test_a_masked_field_of_tokens_gets_cross_entropy(self):
-        assert compose("pre_train_config").trainer.losses == [on_field("expressions", "cross_entropy")]
+        losses = compose("pre_train_config", ["preset=none"]).trainer.losses
+        assert losses == [on_field("expressions", "cross_entropy")]
 
     def test_a_masked_continuous_field_gets_two_losses(self):
         names = [entry["name"] for entry in compose("pre_train_config", [CONTINUOUS]).trainer.losses]
@@ -134,7 +135,10 @@ class TestRefusals:
                 [BOTH, "label_columns=[{label_column_name: a, is_multilabel: true}]", losses(on_label("a", "focal"))],
                 r"several classes at once .*use bce_with_logits",
             ),
-            ([BOTH, losses(on_label("celltype", "hce"))], r"hce needs an ontology"),
+            (
+                [BOTH, losses(on_label("celltype", "hce"))],
+                r"hce needs to know which classes lie under which; set label_ontology of label column 'celltype'",
+            ),
             (
                 [losses(on_field("expressions", "mse", weight=-1))],
                 r"weight must be a number that is not negative \(found -1\)",
@@ -150,6 +154,48 @@ class TestRefusals:
             (
                 [losses(on_field("expressions", "mse", decoder_key="expressions_token_scores"))],
                 r"cannot read decoder_key 'expressions_token_scores'; use expressions_regression or expressions_mvc_regression",
+            ),
+            (
+                [losses(on_field("expressions", "cross_entropy", class_weights="balanced"))],
+                "is for losses on label columns",
+            ),
+            ([BOTH, losses(on_label("celltype", "focal", class_weights="even"))], "balanced, effective_number or null"),
+            (
+                [BOTH, losses(on_label("celltype", "focal", beta=0.9))],
+                "beta belongs to class_weights: effective_number",
+            ),
+            ([BOTH, losses(on_label("celltype", "ldam", beta=0.9))], "beta belongs to drw_epochs"),
+            ([BOTH, losses(on_label("celltype", "ldam", drw_epochs=1.5))], r"number of epochs or null \(found 1\.5\)"),
+            ([BOTH, losses(on_label("celltype", "ldam", max_margins=1))], "did you mean 'max_margin'"),
+            ([losses(on_field("expressions", "ldam"))], "loss ldam is for a label, not for a field"),
+            ([losses(on_field("expressions", "focal", focal_gamma="2x"))], r"not negative \(found '2x'\)"),
+            ([losses(on_field("expressions", "cross_entropy", label_smoothing=1))], "from 0 to below 1"),
+            ([losses(on_field("expressions", "mse", ignore_zero="yes"))], r"true or false \(found 'yes'\)"),
+            ([losses(on_field("expressions", "mse", ignore_index=0))], "ignore_index must be -100"),
+            ([losses(on_field("expressions", "token_mse"))], "a name of older versions; use mse"),
+            ([losses(on_field("expressions", "m"))], "unknown loss 'm'"),
+            (
+                [losses(on_field("expressions", "cross_entropy", smoothing=0.1, label_smoothing=0.2))],
+                "another spelling of 'label_smoothing', and both",
+            ),
+            ([losses(on_field("expressions", "mse", weight=0))], "every loss has weight 0"),
+            ([losses(on_field("expressions", "mse", weight=True))], r"not negative \(found True\)"),
+            ([losses(on_field("expressions", "mse", metrics=["accuracy"]))], "metric 'accuracy' does not fit loss mse"),
+            ([losses(on_field("expressions", "focal", metrics=["acuracy"]))], "did you mean 'accuracy'"),
+            ([losses(on_field("expressions", "focal", metrics=["auc"]))], "metric 'auc' does not fit .* on a field"),
+            (
+                [losses(on_field("expressions", "focal", metrics=[{"name": "f1", "average": "micro"}]))],
+                "computed without average='micro'",
+            ),
+            ([BOTH, losses(on_label("celltype", "focal", decoder_key="x"))], "decoder_key is for losses on fields"),
+            ([BOTH, losses(on_label("celltype", "focal", wced_target="x"))], "wced_target is for losses on fields"),
+            (
+                ["label_columns=[{label_column_name: a, is_multilabel: true, label_ontology: cl.obo}]"],
+                "'a' holds several classes a cell; label_ontology is for a column of one class",
+            ),
+            (
+                ["label_columns=[{label_column_name: a, label_ontology: {file: cl.obo, relation: [is_a]}}]"],
+                "did you mean 'relations'",
             ),
             (
                 [losses(on_field("expressions", "mse"), on_field("expressions", "mse", weight=2))],
@@ -177,7 +223,37 @@ class TestRefusals:
             on_field("expressions", "mse", loss_group="mvc", decoder_key="expressions_mvc_regression"),
         )
         run = compose("pre_train_config", [losses(*entries)])
-        assert run.fields[1].decode_modes == {"regression": {}, "mvc_regression": {}}
+        assert run.fields[1].decode_modes == {"regression": {}, "mvc_regression": {"query_field": "genes"}}
+
+    def test_a_label_with_an_ontology_gets_the_hierarchical_loss(self):
+        column = "label_columns=[{label_column_name: a, label_ontology: /data/cl.obo}]"
+        run = compose("fine_tune_train_config", [column])
+        assert run.trainer.losses == [on_label("a", "hce")]
+        assert run.label_columns[0].label_ontology.relations == ["is_a"]
+        flat = compose("fine_tune_train_config", [column, losses(on_label("a", "ldam", drw_epochs=3, beta=0.99))])
+        assert flat.trainer.losses[0]["drw_epochs"] == 3
+
+    def test_a_loss_without_a_name_follows_its_source(self):
+        run = compose("pre_train_config", [CONTINUOUS, losses({"field_name": "expressions"})])
+        assert run.trainer.losses[0]["name"] == "mse"
+        several = "label_columns=[{label_column_name: a, is_multilabel: true}]"
+        run = compose("fine_tune_train_config", [several, losses({"label_column_name": "a", "pos_weight": "balanced"})])
+        assert run.trainer.losses[0]["name"] == "bce_with_logits"
+
+    def test_older_spellings_are_written_as_todays(self):
+        entry = {"field_name": "expressions", "name": "cross_entropy", "smoothing": 0.1, "ignore_index": -100}
+        run = compose("pre_train_config", [losses(entry)])
+        assert run.trainer.losses[0]["label_smoothing"] == 0.1 and "smoothing" not in run.trainer.losses[0]
+
+    def test_two_ways_to_balance_one_column_are_noted(self):
+        run = compose(
+            "fine_tune_train_config",
+            [
+                losses(on_label("celltype", "focal", class_weights="balanced")),
+                "data_module.balancing_label_column=celltype",
+            ],
+        )
+        assert any("come on top of data_module.balancing_label_column" in note for note in run.notes)
 
 
 class TestNothingToLearn:

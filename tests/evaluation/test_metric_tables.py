@@ -290,3 +290,17 @@ def test_text_table_shows_what_is_not_defined_and_small_numbers():
         {"metric": "pcc", "target": "age", "value": None, "ci_low": None, "ci_high": None, "n": 9, "model": "model"},
     ]
     assert text_table(rows).splitlines()[2].split() == ["this", "model", "1.234e-05", "[1e-06,", "2e-05]", "-", "9"]
+
+
+def test_a_prediction_within_the_label_is_right_in_the_hierarchical_accuracy():
+    truth, said = np.array([0, 0, 1, 2, -100]), np.array([1, 2, 0, 2, 2])
+    label = LabelPredictions(truth, said, None, ["T cell", "regulatory T cell", "B cell"])
+    other = LabelPredictions(truth, np.zeros(5, dtype=np.int64), None, label.class_names)
+    allowed = {"kind": np.array([[1, 1, 0], [0, 1, 0], [0, 0, 1]], dtype=bool)}
+    model = Predictions(list("abcde"), {"kind": label})
+    found = evaluate_predictions(model, {"majority": {"kind": other}}, Settings(resamples=50, allowed=allowed))
+    rows = {(row["model"], row["metric"]): row["value"] for row in found.rows}
+    assert rows["model", "accuracy"] == 0.25 and rows["model", "hierarchical_accuracy"] == 0.5
+    assert rows["majority", "hierarchical_accuracy"] == rows["majority", "accuracy"] == 0.5
+    plain = evaluate_predictions(model, {}, Settings(resamples=50))
+    assert "hierarchical_accuracy" not in {row["metric"] for row in plain.rows}

@@ -276,15 +276,18 @@ def test_zero_where_the_model_says_zero():
         ([{"field_name": "proteins"}], "no field 'proteins'; there are expressions, genes"),
         ([{"label_column_name": "tissue"}], "no label column 'tissue'"),
         ([{"field_name": "genes", "name": "crossentropy"}], "unknown loss 'crossentropy'"),
-        ([{"field_name": "genes", "name": "cross_entropy", "gamma": 2}], "takes no 'gamma'; it takes label_smoothing"),
+        (
+            [{"field_name": "genes", "name": "cross_entropy", "gamma": 2}],
+            "no argument 'gamma'; its arguments are label_smoothing",
+        ),
         ([{"field_name": "genes", "name": "mse"}], "needs the head 'regression' of field genes"),
         (
             [{"field_name": "genes"}, {"field_name": "genes", "name": "cross_entropy"}],
             "genes_cross_entropy listed more than once",
         ),
-        ([{"field_name": "genes", "weight": -1}], "below zero"),
+        ([{"field_name": "genes", "weight": -1}], "weight must be a number that is not negative"),
         ([{"field_name": "genes", "name": "token_value"}], "needs the values of the tokens of genes"),
-        ([{"field_name": "expressions", "name": "mse", "link_function": "log"}], "'exp'"),
+        ([{"field_name": "expressions", "name": "mse", "link_function": "log"}], "null or exp"),
         ([{"field_name": "expressions", "name": "mse", "wced_target": "some_genes"}], "wced_target 'some_genes'"),
     ],
 )

@@ -3,7 +3,9 @@
 import functools
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +13,8 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from bmfm_pipeline.errors import ConfigError
+from bmfm_pipeline.models.dropout import attend_with_dropout, draw_seed, in_host_memory
+from bmfm_pipeline.models.packing import Packing
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +33,31 @@ class Surroundings:
     allowed: Tensor
 
 
-Visibility = Tensor | BlockMask | Surroundings | None
+class PackedCells:
+    """Attention within each cell of a stream without padding, to keys at most `window` away where there is one."""
+
+    def __init__(self, packing: Packing, window: int | None):
+        self.packing, self.window = packing, window
+        self._seen: dict[Any, Visibility] = {}
+
+    def of_length(self, cells: int, length: int, device: torch.device, how: str | None) -> "Visibility":
+        """What is seen in (cells, L) where nothing is padding."""
+        if length not in self._seen:
+            shape = torch.empty(1, length, 0, device=device)
+            self._seen[length] = visibility(None, shape, None if how is None else "torch", 0.0, self.window)
+        return self._seen[length]
+
+    def padded(self, device: torch.device, how: str | None, dropout: float) -> "Visibility":
+        """What is seen in (B, L), padding included."""
+        key = (how, dropout)
+        if key not in self._seen:
+            allowed = self.packing.valid[:, None, None, :]
+            shape = torch.empty(self.packing.batch, self.packing.length, 0, device=device)
+            self._seen[key] = visibility(allowed, shape, how, dropout, self.window)
+        return self._seen[key]
+
+
+Visibility = Tensor | BlockMask | Surroundings | PackedCells | None
 
 
 def key_mask(attention_mask: Tensor | None) -> Tensor | None:
@@ -61,9 +89,9 @@ def attention_allowed(attention_mask: Tensor | None) -> Tensor | None:
     )
 
 
-def refuse_pairwise(attention_mask: Tensor | None, model_type: str) -> None:
+def refuse_pairwise(attention_mask: Tensor | Packing | None, model_type: str) -> None:
     """ConfigError for a (B, L, L) mask where the attention matrix is never formed, so that single pairs cannot be hidden."""
-    if attention_mask is not None and attention_mask.dim() == 3:
+    if isinstance(attention_mask, Tensor) and attention_mask.dim() == 3:
         raise ConfigError(
             f"data_module.prevent_attention_to_masked: {model_type} approximates attention and cannot hide single pairs of positions; "
             "set it to false, or use model=scbert, model=modernbert or model=llama"
@@ -90,6 +118,15 @@ def visibility(
         return surroundings(allowed, length, device, window, block)
     near = within(window, length, device)
     return near if allowed is None else allowed & near | within(0, length, device)
+
+
+def seen_by_all(
+    attention_mask: Tensor | Packing | None, hidden: Tensor, how: str | None, dropout: float, window: int | None = None
+) -> Visibility:
+    """`visibility` for the 0/1 mask of a batch, or PackedCells for a packing."""
+    if isinstance(attention_mask, Packing):
+        return PackedCells(attention_mask, window)
+    return visibility(attention_allowed(attention_mask), hidden, how, dropout, window)
 
 
 def within(window: int, length: int, device: torch.device) -> Tensor:
@@ -166,14 +203,19 @@ def attend(
 ) -> tuple[Tensor, Tensor | None]:
     """softmax(q k / sqrt(d)) v over the keys that are seen, with dropout on the weights.
 
-    query, key, value : (B, heads, L, d); seen : from `visibility`, a boolean mask that broadcasts to (B, heads, L, L) included.
+    query, key, value : (B, heads, L, d); seen : from `visibility`, a boolean mask that broadcasts to (B, heads, L, L) included, or
+    PackedCells for a stream (1, heads, T, d).
     Returns (B, heads, L, d) and, for the classic way (`how` None), the weights (B, heads, L, L). A query that sees no key stays finite.
     """
+    if isinstance(seen, PackedCells):
+        return _attend_in_stream(query, key, value, seen, dropout, how), None
     if isinstance(seen, BlockMask):
         run = _compiled_flex() if query.is_cuda else flex_attention
         return run(query, key, value, block_mask=seen), None
     if isinstance(seen, Surroundings):
         return _attend_around(query, key, value, seen, dropout), None
+    if how is not None and dropout and seen is None and in_host_memory(query):
+        return attend_with_dropout(query, key, value, dropout), None
     if how is not None:
         return scaled_dot_product_attention(query, key, value, attn_mask=seen, dropout_p=dropout), None
     scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
@@ -181,6 +223,52 @@ def attend(
         scores = scores.masked_fill(~seen, torch.finfo(scores.dtype).min)
     weights = torch.softmax(scores, dim=-1)
     return torch.dropout(weights, dropout, dropout > 0).to(value.dtype) @ value, weights
+
+
+@torch.compiler.disable
+def _attend_in_stream(
+    query: Tensor, key: Tensor, value: Tensor, seen: PackedCells, dropout: float, how: str | None
+) -> Tensor:
+    """On a processor group by group, on a GPU by a kernel for cells of any length, or in the padded batch where that one cannot serve."""
+    packing = seen.packing
+    if query.device.type != "cpu":
+        if how is not None and not dropout and can_vary(query):
+            return _attend_varying(query, key, value, packing, seen.window)
+        padded = seen.padded(query.device, how, dropout)
+        return packing.in_cells(lambda *parts: attend(*parts, padded, dropout, how)[0], query, key, value)
+    seed = draw_seed() if dropout else 0
+
+    def within_cells(rows: list[int], *parts: Tensor) -> Tensor:
+        around = seen.of_length(len(rows), parts[0].shape[2], query.device, how)
+        if how is not None and dropout and around is None and in_host_memory(query):
+            return attend_with_dropout(*parts, dropout, seed, rows)
+        return attend(*parts, around, dropout, how)[0]
+
+    return packing.by_group(within_cells, query, key, value)
+
+
+def can_vary(states: Tensor) -> bool:
+    """Whether the kernel for cells of varying length serves `states` (1, heads, T, d): half precision, on a GPU that has it."""
+    if states.dtype not in (torch.float16, torch.bfloat16) or states.shape[-1] % 8 or states.shape[-1] > 256:
+        return False
+    return states.is_cuda and torch.cuda.get_device_capability(states.device) >= (8, 0) and _varlen() is not None
+
+
+@functools.cache
+def _varlen() -> Callable[..., Tensor] | None:
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    return varlen_attn
+
+
+def _attend_varying(query: Tensor, key: Tensor, value: Tensor, packing: Packing, window: int | None) -> Tensor:
+    streams = [part[0].transpose(0, 1) for part in (query, key, value)]
+    reach = (-1, -1) if window is None else (window, window)
+    longest = max(packing.lengths)
+    mixed = _varlen()(*streams, packing.offsets, packing.offsets, longest, longest, window_size=reach)
+    return mixed.transpose(0, 1).unsqueeze(0)
 
 
 def split_heads(states: Tensor, heads: int) -> Tensor:

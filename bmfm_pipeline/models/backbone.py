@@ -8,6 +8,7 @@ from transformers.utils import ModelOutput
 from bmfm_pipeline.models.attention import key_mask
 from bmfm_pipeline.models.configuration import MultitaskConfig
 from bmfm_pipeline.models.embeddings import FieldEmbeddings
+from bmfm_pipeline.models.packing import Packing
 from bmfm_pipeline.models.pooling import Pooler
 
 
@@ -37,6 +38,8 @@ class Backbone(nn.Module):
     them.
     """
 
+    # Whether `encode` takes a Packing too; where it does not, padding is computed.
+    packs = False
     # Whether attention weights can be returned; the reason when they cannot.
     can_return_weights = False
     no_weights = "this attention is approximated, so there are no attention weights to return"
@@ -47,9 +50,12 @@ class Backbone(nn.Module):
         self.pooler = Pooler(config.hidden_size, config.classifier_pooling)
 
     def encode(
-        self, hidden: Tensor, attention_mask: Tensor | None, keep_states: bool, keep_weights: bool
+        self, hidden: Tensor, attention_mask: Tensor | Packing | None, keep_states: bool, keep_weights: bool
     ) -> tuple[Tensor, tuple[Tensor, ...] | None, tuple[Tensor, ...] | None]:
-        """(B, L, H) embeddings and a 0/1 mask (B, L), (B, L, L) or None -> last states, states and attention weights of the layers."""
+        """(B, L, H) embeddings and a 0/1 mask (B, L), (B, L, L) or None -> last states, states and attention weights of the layers.
+
+        With a Packing the embeddings and states are a stream (1, T, H), and no weights are asked for.
+        """
         raise NotImplementedError(f"{type(self).__name__} has no encoder")
 
     def forward(
@@ -59,11 +65,15 @@ class Backbone(nn.Module):
         output_hidden_states: bool = False,
         output_attentions: bool = False,
         inputs_embeds: Tensor | None = None,
+        packing: Packing | None = None,
     ) -> MultitaskOutput:
+        """With a packing, what is at padding is not computed; states are zero there."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
         if output_attentions and not self.can_return_weights:
             raise ValueError(self.no_weights)
+        if packing is not None:
+            return self._forward_packed(input_ids, inputs_embeds, packing, output_hidden_states)
         hidden = self.embeddings(input_ids) if inputs_embeds is None else inputs_embeds
         last, states, weights = self.encode(hidden, attention_mask, output_hidden_states, output_attentions)
         states_of_heads = self.finish(last)
@@ -73,6 +83,26 @@ class Backbone(nn.Module):
             embeddings=self.summarise(states_of_heads, key_mask(attention_mask)),
             hidden_states=states,
             attentions=weights,
+        )
+
+    def _forward_packed(
+        self, input_ids: Tensor | None, inputs_embeds: Tensor | None, packing: Packing, keep_states: bool
+    ) -> MultitaskOutput:
+        if inputs_embeds is not None:
+            hidden = packing.pack(inputs_embeds)
+        else:
+            hidden = self.embeddings(packing.pack(input_ids.transpose(1, 2)).transpose(1, 2), packing.places)
+        last, states, _ = self.encode(hidden, packing, keep_states, False)
+        finished = self.finish(last)
+        of_cells = packing.unpack(last)
+        of_heads = of_cells if finished is last else packing.unpack(finished)
+        if states is not None:
+            states = (*(packing.unpack(state) for state in states[:-1]), of_cells)
+        return MultitaskOutput(
+            last_hidden_state=of_cells,
+            head_states=of_heads,
+            embeddings=self.summarise(of_heads, packing.valid),
+            hidden_states=states,
         )
 
     def finish(self, last: Tensor) -> Tensor:

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from bmfm_pipeline.errors import ConfigError
 from bmfm_pipeline.models.configuration import MultitaskConfig
+from bmfm_pipeline.models.dropout import Dropout
+from bmfm_pipeline.models.expressed import CellSummary
 from bmfm_pipeline.models.gene2vec import PartlyFrozenEmbedding
 from bmfm_pipeline.models.schema import ModelField, module_name
 from bmfm_pipeline.models.value_encoders import build_value_encoder
@@ -44,8 +46,10 @@ class FieldEmbeddings(nn.Module):
             self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         elif config.position_embedding_type == "sinusoidal":
             self.position_embeddings = SinusoidalPositions(config.max_position_embeddings, config.hidden_size)
+        # Made only where asked for, so that weights without it keep their names.
+        self.cell_summary = CellSummary(config) if config.cell_summary else None
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
     def _add_field(self, item: ModelField, config: MultitaskConfig) -> None:
         if item.name == "position":
@@ -86,21 +90,26 @@ class FieldEmbeddings(nn.Module):
         """Where a field stands on the second axis of `input_ids`."""
         return next(row for row, item in enumerate(self.input_fields) if item.name == name)
 
-    def forward(self, input_ids: Tensor) -> Tensor:
-        """(B, F, L) -> (B, L, H)"""
+    def forward(self, input_ids: Tensor, places: Tensor | None = None) -> Tensor:
+        """(B, F, L) -> (B, L, H). `places` (L,) are the positions where they are not 0, 1, 2, ... (cells one after another)."""
         if input_ids.dim() != 3 or input_ids.shape[1] != len(self.input_fields):
             raise ValueError(
                 f"input_ids has shape {tuple(input_ids.shape)}; expected (batch, {len(self.input_fields)}, length), one row for each of "
                 f"{[item.name for item in self.input_fields]}"
             )
-        total = self.embed_field(self.input_fields[0].name, input_ids[:, 0])
-        for row, item in enumerate(self.input_fields[1:], start=1):
-            total = total + self.embed_field(item.name, input_ids[:, row])
-        if self.position_embeddings is not None:
+        vectors = [self.embed_field(item.name, input_ids[:, row]) for row, item in enumerate(self.input_fields)]
+        total = vectors[0]
+        for more in vectors[1:]:
+            total = total + more
+        if self.position_embeddings is not None and places is not None:
+            total = total + self.position_embeddings.weight.index_select(0, places)
+        elif self.position_embeddings is not None:
             length, room = input_ids.shape[2], self.position_embeddings.num_embeddings
             if length > room:
                 raise ValueError(f"the batch is {length} tokens long but model.max_position_embeddings is {room}")
             total = total + self.position_embeddings.weight[:length]
+        if self.cell_summary is not None:
+            total = self.cell_summary(total, vectors[self.cell_summary.rows.genes], input_ids, places)
         return self.dropout(self.LayerNorm(total))
 
 

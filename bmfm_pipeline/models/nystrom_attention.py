@@ -14,6 +14,7 @@ from bmfm_pipeline.errors import ConfigError
 from bmfm_pipeline.models.attention import join_heads
 from bmfm_pipeline.models.bert_encoder import Projections
 from bmfm_pipeline.models.configuration import SCNystromformerConfig
+from bmfm_pipeline.models.packing import Packing
 
 _BLOCK = 32  # positions that the convolution computes at once
 
@@ -52,6 +53,29 @@ def place_landmarks(hidden: Tensor, valid: Tensor | None, config: SCNystromforme
     segment = torch.div((inside.cumsum(dim=1) - 1) * count, sizes[:, None], rounding_mode="floor")
     member = (segment[:, None, :] == torch.arange(count, device=device)[:, None]) & inside[:, None, :]
     return Landmarks(valid, exact, rows, member / member.sum(dim=2, keepdim=True))
+
+
+class PackedLandmarks:
+    """The landmarks of the cells of a stream without padding."""
+
+    def __init__(self, packing: Packing, config: SCNystromformerConfig):
+        self.packing, self.config = packing, config
+        self._made: dict[tuple[int, int], Landmarks] = {}
+
+    def of_group(self, states: Tensor) -> Landmarks:
+        """For (cells, heads, L, d) of which nothing is padding."""
+        cells, _, length, _ = states.shape
+        if (cells, length) not in self._made:
+            shape = torch.empty(cells, length, 0, device=states.device)
+            self._made[cells, length] = place_landmarks(shape, None, self.config)
+        return self._made[cells, length]
+
+    def padded(self, states: Tensor) -> Landmarks:
+        """For the padded (B, heads, L, d)."""
+        if (0, 0) not in self._made:
+            shape = torch.empty(self.packing.batch, self.packing.length, 0, device=states.device)
+            self._made[0, 0] = place_landmarks(shape, self.packing.valid, self.config)
+        return self._made[0, 0]
 
 
 def pseudo_inverse(matrix: Tensor, method: str, iterations: int, shared_start: bool = False) -> Tensor:
@@ -117,9 +141,21 @@ class NystromAttention(Projections):
             self.heads, self.heads, (width, 1), padding=(width // 2, 0), bias=False, groups=self.heads
         )
 
-    def forward(self, hidden: Tensor, marks: Landmarks) -> tuple[Tensor, None]:
-        """(B, L, H) states -> (B, L, H), None"""
-        query, key, value = self.project(hidden)
+    def forward(self, hidden: Tensor, marks: Landmarks | PackedLandmarks) -> tuple[Tensor, None]:
+        """(B, L, H) states -> (B, L, H), None; (1, T, H) for the landmarks of a stream."""
+        parts = self.project(hidden)
+        if isinstance(marks, PackedLandmarks):
+            return join_heads(self._mix_in_stream(marks, *parts)), None
+        return join_heads(self._mix(marks, *parts)), None
+
+    @torch.compiler.disable
+    def _mix_in_stream(self, marks: PackedLandmarks, *parts: Tensor) -> Tensor:
+        if parts[0].device.type == "cpu":
+            return marks.packing.by_group(lambda _, *cells: self._mix(marks.of_group(cells[0]), *cells), *parts)
+        return marks.packing.in_cells(lambda *cells: self._mix(marks.padded(cells[0]), *cells), *parts)
+
+    def _mix(self, marks: Landmarks, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """(B, heads, L, d) thrice -> (B, heads, L, d)"""
         seen = None if marks.valid is None else marks.valid[:, None, None, :]
         if seen is not None and not self.legacy:
             value = value * marks.valid[:, None, :, None]
@@ -133,7 +169,7 @@ class NystromAttention(Projections):
             for rows, more in ((marks.exact, None), (marks.rows, marks.weights)):
                 parts = [part[rows] for part in (query, key, value)] + [None if seen is None else seen[rows]]
                 mixed[rows] = self._exact(*parts) if more is None else self._approximate(*parts, more)
-        return join_heads(mixed + local), None
+        return mixed + local
 
     def _exact(self, query: Tensor, key: Tensor, value: Tensor, seen: Tensor | None) -> Tensor:
         rate = self.dropout.p if self.training else 0.0

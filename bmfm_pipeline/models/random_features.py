@@ -11,6 +11,7 @@ from torch.nn.functional import elu, relu
 from bmfm_pipeline.models.attention import join_heads
 from bmfm_pipeline.models.bert_encoder import Projections
 from bmfm_pipeline.models.configuration import SCPerformerConfig
+from bmfm_pipeline.models.packing import Packing
 
 _SMALLEST = 1e-30
 
@@ -61,15 +62,24 @@ class RandomFeatureAttention(Projections):
             torch.Generator().manual_seed(int(seed >> np.uint64(1))),
         )
 
-    def forward(self, hidden: Tensor, valid: Tensor | None) -> tuple[Tensor, None]:
-        """(B, L, H) states and (B, L), True where a position is not padding -> (B, L, H), None"""
+    def forward(self, hidden: Tensor, valid: Tensor | Packing | None) -> tuple[Tensor, None]:
+        """(B, L, H) states and (B, L), True where a position is not padding -> (B, L, H), None. With a Packing: (1, T, H), likewise."""
         query, key, value = self.project(hidden)
         # Exponentials and sums over all positions do not survive half precision.
         with torch.autocast(hidden.device.type, enabled=False):
-            keep = None if valid is None else valid[:, None, :, None]
-            mix = self._legacy_mix if self.legacy else self._mix
-            mixed = mix(query.float(), key.float(), value.float(), keep)
+            parts = query.float(), key.float(), value.float()
+            if isinstance(valid, Packing):
+                mixed = self._mix_in_stream(valid, *parts)
+            else:
+                mix = self._legacy_mix if self.legacy else self._mix
+                mixed = mix(*parts, None if valid is None else valid[:, None, :, None])
         return self.out(self.dropout(join_heads(mixed.to(value.dtype)))), None
+
+    @torch.compiler.disable
+    def _mix_in_stream(self, packing: Packing, *parts: Tensor) -> Tensor:
+        if parts[0].device.type == "cpu":
+            return packing.by_group(lambda _, *cells: self._mix(*cells, None), *parts)
+        return packing.in_cells(lambda *cells: self._mix(*cells, packing.valid[:, None, :, None]), *parts)
 
     def _mix(self, query: Tensor, key: Tensor, value: Tensor, keep: Tensor | None) -> Tensor:
         queries = self._features(query * self.scale, (-1,), None)

@@ -2,16 +2,18 @@
 
 from torch import Tensor, nn
 
-from bmfm_pipeline.models.attention import attention_allowed, visibility
+from bmfm_pipeline.models.attention import seen_by_all
 from bmfm_pipeline.models.backbone import Backbone
 from bmfm_pipeline.models.bert_encoder import BertEncoder, SelfAttention
 from bmfm_pipeline.models.configuration import SCBertConfig
 from bmfm_pipeline.models.multitask import MultitaskModel
+from bmfm_pipeline.models.packing import Packing
 
 
 class SCBertBackbone(Backbone):
     """Hidden states are those before the first and after every layer."""
 
+    packs = True
     no_weights = "fused attention does not keep its weights; build the model with attention: null to get attentions"
 
     def __init__(self, config: SCBertConfig):
@@ -20,9 +22,9 @@ class SCBertBackbone(Backbone):
         self.can_return_weights = config.attention is None
         self.encoder = BertEncoder(config, SelfAttention)
 
-    def encode(self, hidden: Tensor, attention_mask: Tensor | None, keep_states: bool, keep_weights: bool):
+    def encode(self, hidden: Tensor, attention_mask: Tensor | Packing | None, keep_states: bool, keep_weights: bool):
         rate = self.rate if self.training else 0.0
-        seen = visibility(attention_allowed(attention_mask), hidden, self.how, rate)
+        seen = seen_by_all(attention_mask, hidden, self.how, rate)
         return self.encoder(hidden, seen, keep_states, keep_weights)
 
 

@@ -13,11 +13,21 @@ from torch.nn.functional import silu
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from bmfm_pipeline.models.attention import Visibility, attend, attention_allowed, join_heads, split_heads, visibility
+from bmfm_pipeline.models.attention import (
+    Visibility,
+    attend,
+    attention_allowed,
+    join_heads,
+    seen_by_all,
+    split_heads,
+    visibility,
+)
 from bmfm_pipeline.models.backbone import Backbone
 from bmfm_pipeline.models.configuration import SCLlamaConfig
+from bmfm_pipeline.models.dropout import Dropout
 from bmfm_pipeline.models.embeddings import FieldEmbeddings
 from bmfm_pipeline.models.multitask import MultitaskModel
+from bmfm_pipeline.models.packing import Packing
 from bmfm_pipeline.models.pooling import Pooler
 
 
@@ -74,7 +84,7 @@ class LlamaBlock(GradientCheckpointingLayer):
         self.attn = FusedAttention(config)
         self.rms_2 = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = SwiGLU(config)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden: Tensor, seen: Visibility) -> tuple[Tensor, Tensor | None]:
         attended, weights = self.attn(self.rms_1(hidden), seen)
@@ -96,14 +106,16 @@ class LlamaEncoder(nn.Module):
             self.aux_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False).requires_grad_(False)
         self.blocks = nn.ModuleList([LlamaBlock(config, index) for index in range(config.num_hidden_layers)])
 
-    def forward(self, hidden: Tensor, attention_mask: Tensor | None, keep_states: bool, keep_weights: bool):
-        length = hidden.shape[1]
+    def forward(self, hidden: Tensor, attention_mask: Tensor | Packing | None, keep_states: bool, keep_weights: bool):
+        length, rate = hidden.shape[1], self.rate if self.training else 0.0
+        if isinstance(attention_mask, Packing):
+            return self._forward_packed(hidden, attention_mask, keep_states, rate)
         allowed = attention_allowed(attention_mask)
         if self.memory:
             tokens = self.aux_tokens.to(hidden.dtype).expand(len(hidden), -1, -1)
             hidden = torch.cat([hidden, tokens], dim=1)
             allowed = None if allowed is None else allow_memory(allowed, self.memory)
-        seen = visibility(allowed, hidden, self.how, self.rate if self.training else 0.0)
+        seen = visibility(allowed, hidden, self.how, rate)
         states, attentions = [], []
         for block in self.blocks:
             hidden, weights = block(hidden, seen)
@@ -116,6 +128,26 @@ class LlamaEncoder(nn.Module):
             tuple(states) if keep_states else None,
             tuple(attentions) if keep_weights else None,
         )
+
+    def _forward_packed(self, hidden: Tensor, packing: Packing, keep_states: bool, rate: float):
+        places = None
+        if self.memory:
+            tokens = self.aux_tokens.to(hidden.dtype).expand(packing.batch, -1, -1).flatten(0, 1)
+            wider, gathered = packing.longer(self.memory)
+            hidden = torch.cat([hidden[0], tokens]).index_select(0, gathered).unsqueeze(0)
+            places = torch.nonzero(gathered < len(packing.index)).flatten()
+            packing = wider
+        seen = seen_by_all(packing, hidden, self.how, rate)
+
+        def of_genes(stream: Tensor) -> Tensor:
+            return stream if places is None else stream.index_select(1, places)
+
+        states = []
+        for block in self.blocks:
+            hidden, _ = block(hidden, seen)
+            if keep_states:
+                states.append(of_genes(hidden))
+        return states[-1] if states else of_genes(hidden), tuple(states) if keep_states else None, None
 
 
 def allow_memory(allowed: Tensor, tokens: int) -> Tensor:
@@ -136,6 +168,7 @@ def allow_memory(allowed: Tensor, tokens: int) -> Tensor:
 class SCLlamaBackbone(Backbone):
     """Hidden states are those after every block; there is no norm behind the last one."""
 
+    packs = True
     no_weights = "fused attention does not keep its weights; build the model with attention: null to get attentions"
 
     def __init__(self, config: SCLlamaConfig):
@@ -148,7 +181,7 @@ class SCLlamaBackbone(Backbone):
     def embeddings(self) -> FieldEmbeddings:
         return self.encoder.embeddings
 
-    def encode(self, hidden: Tensor, attention_mask: Tensor | None, keep_states: bool, keep_weights: bool):
+    def encode(self, hidden: Tensor, attention_mask: Tensor | Packing | None, keep_states: bool, keep_weights: bool):
         return self.encoder(hidden, attention_mask, keep_states, keep_weights)
 
 
@@ -163,6 +196,7 @@ class SCLlamaForMultitask(MultitaskModel):
     base_model_prefix = "core"
     embeddings_name: ClassVar[str] = "encoder.embeddings"
     encoder_pattern: ClassVar[str] = r"\.encoder\.(blocks|aux_)"
+    lora_targets: ClassVar[tuple[str, ...]] = ("c_attn", "proj", "c_fc1", "c_fc2", "c_proj")
     _no_split_modules = ["LlamaBlock"]  # noqa: RUF012
 
     def build_backbone(self, config: SCLlamaConfig) -> nn.Module:

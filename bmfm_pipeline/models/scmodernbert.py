@@ -16,13 +16,15 @@ from bmfm_pipeline.models.attention import (
     attend,
     attention_allowed,
     join_heads,
+    seen_by_all,
     split_heads,
-    visibility,
     within,
 )
 from bmfm_pipeline.models.backbone import Backbone
 from bmfm_pipeline.models.configuration import SCModernBertConfig
+from bmfm_pipeline.models.dropout import Dropout
 from bmfm_pipeline.models.multitask import MultitaskModel
+from bmfm_pipeline.models.packing import Packing
 
 
 def rotary_table(length: int, width: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -51,7 +53,7 @@ class RotaryAttention(nn.Module):
         )
         self.Wqkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=config.attention_bias)
         self.Wo = nn.Linear(config.hidden_size, config.hidden_size, bias=config.attention_bias)
-        self.out_drop = nn.Dropout(config.attention_probs_dropout_prob)
+        self.out_drop = Dropout(config.attention_probs_dropout_prob)
 
     def forward(
         self, hidden: Tensor, seen: Visibility, table: tuple[Tensor, Tensor], blind: Tensor | None
@@ -72,7 +74,7 @@ class GatedFeedForward(nn.Module):
         self.Wi = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=config.mlp_bias)
         self.Wo = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
         self.act = ACT2FN[config.hidden_act]
-        self.drop = nn.Dropout(config.mlp_dropout)
+        self.drop = Dropout(config.mlp_dropout)
 
     def forward(self, hidden: Tensor) -> Tensor:
         content, gate = self.Wi(hidden).chunk(2, dim=-1)
@@ -110,6 +112,7 @@ class SCModernBertBackbone(Backbone):
     weights, which do not apply it.
     """
 
+    packs = True
     no_weights = "fused attention does not keep its weights; build the model with attention: null to get attentions"
 
     def __init__(self, config: SCModernBertConfig):
@@ -120,19 +123,24 @@ class SCModernBertBackbone(Backbone):
         self.layers = nn.ModuleList([ModernBertLayer(config, index) for index in range(config.num_hidden_layers)])
         self.final_norm = _norm(config)
 
-    def encode(self, hidden: Tensor, attention_mask: Tensor | None, keep_states: bool, keep_weights: bool):
+    def encode(self, hidden: Tensor, attention_mask: Tensor | Packing | None, keep_states: bool, keep_weights: bool):
         config = self.config
-        allowed = attention_allowed(attention_mask)
         rate = config.attention_probs_dropout_prob if self.training else 0.0
         window = config.local_attention // 2
-        far = (visibility(allowed, hidden, config.attention, rate), self._table(config.global_rope_theta, hidden))
-        if config.legacy_attention and allowed is not None:
+        packing = attention_mask if isinstance(attention_mask, Packing) else None
+        far = (
+            seen_by_all(attention_mask, hidden, config.attention, rate),
+            self._table(config.global_rope_theta, hidden, packing),
+        )
+        if config.legacy_attention and packing is None and attention_mask is not None:
+            allowed = attention_allowed(attention_mask)
             seen = allowed & within(window, hidden.shape[1], hidden.device)
             blind = ~seen.any(dim=-1, keepdim=True)
             near = (seen | blind, far[1], blind)
         else:
             theta = config.global_rope_theta if config.legacy_attention else config.local_rope_theta
-            near = (visibility(allowed, hidden, config.attention, rate, window), self._table(theta, hidden))
+            seen = seen_by_all(attention_mask, hidden, config.attention, rate, window)
+            near = (seen, self._table(theta, hidden, packing))
         states, attentions = [hidden], []
         for layer in self.layers:
             hidden, weights = layer(hidden, *(far if layer.is_global else near))
@@ -142,9 +150,12 @@ class SCModernBertBackbone(Backbone):
                 attentions.append(weights)
         return hidden, tuple(states) if keep_states else None, tuple(attentions) if keep_weights else None
 
-    def _table(self, theta: float, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    def _table(self, theta: float, hidden: Tensor, packing: Packing | None) -> tuple[Tensor, Tensor]:
         width = self.config.hidden_size // self.config.num_attention_heads
-        return rotary_table(hidden.shape[1], width, theta, hidden.device)
+        if packing is None:
+            return rotary_table(hidden.shape[1], width, theta, hidden.device)
+        cosines, sines = rotary_table(packing.length, width, theta, hidden.device)
+        return cosines.index_select(0, packing.places), sines.index_select(0, packing.places)
 
     def finish(self, last: Tensor) -> Tensor:
         return self.final_norm(last)
@@ -163,6 +174,7 @@ class SCModernBertForMultitask(MultitaskModel):
     config_class = SCModernBertConfig
     base_model_prefix = "scmodernbert"
     encoder_pattern: ClassVar[str] = r"\.(layers|final_norm)\."
+    lora_targets: ClassVar[tuple[str, ...]] = ("Wqkv", "Wo", "Wi")
     _no_split_modules = ["ModernBertLayer"]  # noqa: RUF012
 
     def build_backbone(self, config: SCModernBertConfig) -> nn.Module:

@@ -9,20 +9,26 @@ from bmfm_pipeline.models.backbone import Backbone
 from bmfm_pipeline.models.bert_encoder import BertEncoder
 from bmfm_pipeline.models.configuration import SCNystromformerConfig
 from bmfm_pipeline.models.multitask import MultitaskModel
-from bmfm_pipeline.models.nystrom_attention import NystromAttention, place_landmarks
+from bmfm_pipeline.models.nystrom_attention import NystromAttention, PackedLandmarks, place_landmarks
+from bmfm_pipeline.models.packing import Packing
 
 
 class SCNystromformerBackbone(Backbone):
     """Hidden states are those before the first and after every layer."""
+
+    packs = True
 
     def __init__(self, config: SCNystromformerConfig):
         super().__init__(config)
         self.config = config
         self.encoder = BertEncoder(config, NystromAttention)
 
-    def encode(self, hidden: Tensor, attention_mask: Tensor | None, keep_states: bool, keep_weights: bool):
+    def encode(self, hidden: Tensor, attention_mask: Tensor | Packing | None, keep_states: bool, keep_weights: bool):
         refuse_pairwise(attention_mask, SCNystromformerConfig.model_type)
-        marks = place_landmarks(hidden, key_mask(attention_mask), self.config)
+        if isinstance(attention_mask, Packing):
+            marks = PackedLandmarks(attention_mask, self.config)
+        else:
+            marks = place_landmarks(hidden, key_mask(attention_mask), self.config)
         return self.encoder(hidden, marks, keep_states, keep_weights)
 
 

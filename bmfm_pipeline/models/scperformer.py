@@ -11,6 +11,7 @@ from bmfm_pipeline.models.backbone import Backbone
 from bmfm_pipeline.models.bert_encoder import BertEncoder
 from bmfm_pipeline.models.configuration import SCPerformerConfig
 from bmfm_pipeline.models.multitask import MultitaskModel
+from bmfm_pipeline.models.packing import Packing
 from bmfm_pipeline.models.random_features import RandomFeatureAttention
 
 
@@ -20,6 +21,8 @@ class SCPerformerBackbone(Backbone):
     Features that are redrawn follow from the number of training passes, which is stored with the weights, so training that resumes
     meets the same ones.
     """
+
+    packs = True
 
     def __init__(self, config: SCPerformerConfig):
         super().__init__(config)
@@ -51,11 +54,12 @@ class SCPerformerBackbone(Backbone):
         super()._load_from_state_dict(*args, **kwargs)
         self._passes = None
 
-    def encode(self, hidden: Tensor, attention_mask: Tensor | None, keep_states: bool, keep_weights: bool):
+    def encode(self, hidden: Tensor, attention_mask: Tensor | Packing | None, keep_states: bool, keep_weights: bool):
         refuse_pairwise(attention_mask, SCPerformerConfig.model_type)
         if self.training and self.interval is not None:
             self._count_pass()
-        return self.encoder(hidden, key_mask(attention_mask), keep_states, keep_weights)
+        valid = attention_mask if isinstance(attention_mask, Packing) else key_mask(attention_mask)
+        return self.encoder(hidden, valid, keep_states, keep_weights)
 
 
 class SCPerformerForMultitask(MultitaskModel):
@@ -67,6 +71,7 @@ class SCPerformerForMultitask(MultitaskModel):
 
     config_class = SCPerformerConfig
     base_model_prefix = "scperformer"
+    lora_targets: ClassVar[tuple[str, ...]] = ("query", "key", "value", "out", "dense")
     _no_split_modules = ["BertLayer"]  # noqa: RUF012
     may_be_missing: ClassVar[dict[str, str]] = {
         "projection_matrix": "the random features are not among these weights; they are drawn from model.feature_seed",

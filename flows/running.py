@@ -194,5 +194,7 @@ def relayed_logs() -> Iterator[None]:
 
 def required_target(parameters: FlowParameters) -> str:
     if not parameters.target:
-        raise ConfigError("pipeline: name a dataset (see `bmfm datasets`) or an h5ad file as target")
+        raise ConfigError(
+            "pipeline: name a dataset (see `bmfm datasets`), an h5ad file, a folder or a pattern of them as target"
+        )
     return parameters.target

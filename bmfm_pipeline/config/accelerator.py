@@ -26,7 +26,7 @@ def find_accelerator() -> str | None:
 def settle_execution(task: TaskConfig, accelerator: str | None) -> tuple[TaskConfig, list[str]]:
     """The task with an accelerator and precision that this machine has, and one note for each thing that had to change.
 
-    `auto` precision is 16-mixed on a GPU and 32-true elsewhere. Raises ConfigError when task.require_accelerator is set in vain.
+    `auto` precision is 16-mixed on a GPU (bf16-mixed with strategy fsdp) and 32-true elsewhere. Raises ConfigError when task.require_accelerator is set in vain.
     """
     notes: list[str] = []
     changes: dict[str, object] = {}
@@ -42,8 +42,12 @@ def settle_execution(task: TaskConfig, accelerator: str | None) -> tuple[TaskCon
     if chosen != task.accelerator:
         changes["accelerator"] = chosen
     if task.precision == "auto":
-        changes["precision"] = "16-mixed" if chosen == "gpu" else "32-true"
+        mixed = "bf16-mixed" if task.strategy == "fsdp" else "16-mixed"  # sharded gradients have no scaler
+        changes["precision"] = mixed if chosen == "gpu" else "32-true"
     elif chosen == "cpu" and task.precision in ("16-mixed", "16-true"):
         notes.append(f"task.precision is {task.precision}, which needs a GPU: using 32-true")
+        changes["precision"] = "32-true"
+    elif chosen == "mps" and task.precision == "64-true":
+        notes.append("task.precision is 64-true, which MPS devices do not have: using 32-true")
         changes["precision"] = "32-true"
     return task.model_copy(update=changes), notes

@@ -38,7 +38,10 @@ class TaskConfig(Section):
 
 
 class TrainingTaskConfig(TaskConfig):
-    """Train: pretraining or fine-tuning."""
+    """Train: pretraining or fine-tuning.
+
+    `compile`: compile the layers of the encoder with torch.compile, true or the name of a mode; last digits of the numbers change.
+    """
 
     absent: ClassVar[dict[str, Absent]] = {
         "resume_training_from_ckpt": Absent(
@@ -65,6 +68,8 @@ class TrainingTaskConfig(TaskConfig):
     check_val_every_n_epoch: int | None = 1
     num_sanity_val_steps: int = 0
     accumulate_grad_batches: int = Field(1, gt=0)
+    auto_batch_size: Literal["max"] | bool = False
+    memory_limit: float | None = Field(None, gt=0)  # GB
     gradient_clip_val: float | None = None
     gradient_clip_algorithm: Literal["norm", "value"] | None = None
     limit_train_batches: float | int | None = None
@@ -75,6 +80,7 @@ class TrainingTaskConfig(TaskConfig):
     checkpoints_every_n_train_steps: int | None = None
     early_stopping_patience: int | None = Field(None, gt=0)
     detect_anomaly: bool = False
+    compile: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] | bool = False
     sync_batchnorm: bool = False
 
 

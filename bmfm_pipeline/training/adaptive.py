@@ -7,6 +7,7 @@ import pytorch_lightning as pl
 import torch
 
 from bmfm_pipeline.errors import ConfigError, DataError
+from bmfm_pipeline.training.together import summed
 
 BINS = 100
 MASK = 4
@@ -89,6 +90,11 @@ class GeneErrors:
             return found.float()
         return self.token_values.to(found.device)[found.long()].nan_to_num(0.0).float()
 
+    def add_up(self) -> None:
+        """Add what the other processes found in their shares of the cells."""
+        found = summed({"sums": torch.from_numpy(self.sums), "counts": torch.from_numpy(self.counts)})
+        self.sums, self.counts = found["sums"].numpy(), found["counts"].numpy()
+
     def means(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean absolute error (V,) by gene token, and which tokens were seen, bool (V,)."""
         return self.sums / np.maximum(self.counts, 1), self.counts > 0
@@ -98,7 +104,7 @@ class AdaptiveMasking(pl.Callback):
     """Reweighs genes after each validation, for the epochs that begin after it: batches that are built ahead do not depend on when.
 
     `asked` has temperature and decreasing. With `dropout` the weights say how readily a gene is dropped from the input, else how often
-    it is masked; those of the config multiply them. All processes follow the first one's numbers. What holds, and what will hold, is
+    it is masked; those of the config multiply them. What holds, and what will hold, is
     in every checkpoint. Stands before the callback that saves.
     """
 
@@ -120,11 +126,12 @@ class AdaptiveMasking(pl.Callback):
             self.errors.add(outputs, batch)
 
     def on_validation_end(self, trainer, module) -> None:
-        if trainer.sanity_checking or not self.errors.counts.any():
+        if trainer.sanity_checking:
+            return
+        self.errors.add_up()
+        if not self.errors.counts.any():
             return
         means, seen = self.errors.means()
-        if trainer.world_size > 1:
-            means, seen = trainer.strategy.broadcast((means, seen))
         by_token = error_weights(means, seen, self.asked.temperature, self.asked.decreasing)
         weights = by_token[self.data.gene_token_ids]
         if self.own is not None and len(self.own):

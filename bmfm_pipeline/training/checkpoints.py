@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +10,16 @@ from bmfm_pipeline.errors import StorageError, TrainingError
 from bmfm_pipeline.storage import hash_file, read_json, write_json_atomic
 
 
-def save_checkpoint(trainer, path: Path, **about) -> None:
-    """Save beside `path`, flush, hash, write `path`.json, rename.
+def save_checkpoint(trainer, path: Path, same_as: Path | None = None, **about) -> None:
+    """Save beside `path`, flush, hash, write `path`.json, rename. `same_as` was saved a moment ago: it gets a second name.
 
     The manifest names the new file and the one it replaces, so that whichever of them is in place when the machine dies is valid.
     A full disk leaves the previous checkpoint as it was. Raises TrainingError.
     """
     partial = path.with_name(f".{path.name}.part")
     try:
-        trainer.save_checkpoint(partial)
+        if same_as is None or not _linked(trainer, same_as, partial):
+            trainer.save_checkpoint(partial)
         if trainer.is_global_zero:
             entry = {"sha256": hash_file(partial), "step": int(trainer.global_step), **about}
             replaced = _manifest(path) if path.exists() else {}
@@ -27,11 +29,12 @@ def save_checkpoint(trainer, path: Path, **about) -> None:
             write_json_atomic(manifest_of(path), entry)
             os.replace(partial, path)
     except (OSError, RuntimeError, StorageError) as error:
+        room = _room(path, partial)
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
         raise TrainingError(
-            f"{path}: the checkpoint could not be written ({_first_line(error)}); the previous checkpoint is kept. "
-            "Free space and run again to resume"
+            f"{path}: the checkpoint could not be written ({_first_line(error)}; {room}); "
+            f"{'the previous checkpoint is kept' if path.exists() else 'there was none before it'}. Free space and run again to resume"
         ) from error
 
 
@@ -45,7 +48,32 @@ def write_file(checkpoint: dict[str, Any], path: Path) -> None:
         os.fsync(stream.fileno())
 
 
-def _first_line(error: Exception) -> str:
+def _linked(trainer, source: Path, path: Path) -> bool:
+    """Give a file a second name, which takes neither time nor room; False where file systems cannot."""
+    linked = True
+    if trainer.is_global_zero:
+        try:
+            path.unlink(missing_ok=True)
+            os.link(source, path)
+        except OSError:
+            linked = False
+    return trainer.strategy.broadcast(linked)
+
+
+def _room(path: Path, partial: Path) -> str:
+    """What a checkpoint takes, as far as that is known, and what its disk has left."""
+    sizes = [file.stat().st_size for file in (path, partial) if file.exists()]
+    free = shutil.disk_usage(path.parent).free + (partial.stat().st_size if partial.exists() else 0)
+    return f"it takes {max(sizes, default=0) / 1e6:.1f} MB or more, and {free / 1e6:.1f} MB are free in {path.parent}"
+
+
+def _first_line(error: BaseException) -> str:
+    """Why it failed, in the words of the system where it has any."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+        cause = cause.__cause__ or cause.__context__
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 

@@ -10,7 +10,7 @@ import traceback
 import warnings
 from pathlib import Path
 
-from bmfm_pipeline.errors import ConfigError, PipelineError
+from bmfm_pipeline.errors import ConfigError, PipelineError, is_out_of_memory, out_of_memory_message
 from bmfm_pipeline.training.spec import EXIT_PREEMPTED, TrainSpec
 from bmfm_pipeline.training.stopping import IS_FIRST, StopRequest, emit, note
 
@@ -41,24 +41,10 @@ def main(spec_file: str) -> int:
     return 0
 
 
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether an allocation failed, on the host or on an accelerator, whose libraries say so in words only."""
-    text = str(error).lower()
-    words = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
-    return isinstance(error, MemoryError) or any(word in text for word in words)
-
-
-def out_of_memory_message(error: Exception) -> str:
-    found = re.search(r"[Tt]ried to allocate ([\d.]+ ?\w+)", str(error))
-    return (
-        f"out of memory{f' (tried to allocate {found[1]})' if found else ''}; lower data_module.batch_size (and raise "
-        "task.accumulate_grad_batches to keep the effective batch), data_module.max_length, or model.hidden_size / num_hidden_layers"
-    )
-
-
 def train(spec: TrainSpec, stop: StopRequest) -> dict | None:
     """Train as `spec` says; returns the summary, or None when stopped early with a checkpoint to resume from."""
     from bmfm_pipeline.config import RunConfig, find_accelerator, settle_execution
+    from bmfm_pipeline.storage import disk_errors
     from bmfm_pipeline.training.lease import acquire
 
     run = RunConfig.model_validate(spec.config)
@@ -70,7 +56,8 @@ def train(spec: TrainSpec, stop: StopRequest) -> dict | None:
     (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
     lease = acquire(run_dir) if IS_FIRST else None
     try:
-        return _train(spec, run, stop, lease)
+        with disk_errors(run_dir):
+            return _train(spec, run, stop, lease)
     finally:
         _leave_group()
         if lease is not None:
@@ -81,8 +68,12 @@ def _train(spec: TrainSpec, run, stop: StopRequest, lease) -> dict | None:
     import pytorch_lightning as pl
     import torch
 
+    from bmfm_pipeline.models.compiling import compile_layers
     from bmfm_pipeline.models.gene2vec import describe_pretrained
+    from bmfm_pipeline.models.host_memory import keep_freed_memory
     from bmfm_pipeline.training.adaptive import adaptive_masking
+    from bmfm_pipeline.training.averaging import WeightAverage
+    from bmfm_pipeline.training.batch_size import settle_batch_size
     from bmfm_pipeline.training.callbacks import History, Patience, Progress
     from bmfm_pipeline.training.checkpoints import newest_valid, read_place
     from bmfm_pipeline.training.data_module import build_data_module
@@ -99,6 +90,23 @@ def _train(spec: TrainSpec, run, stop: StopRequest, lease) -> dict | None:
     if task.tf32_mode and task.accelerator == "gpu":
         torch.set_float32_matmul_precision(task.tf32_mode)
     run = _sizes_of_checkpoint(run, spec.init_from)
+    resume = newest_valid(run_dir / "checkpoints", note)
+    place = {} if resume is None else read_place(resume)
+    batches = None
+    if task.auto_batch_size:
+
+        def stopped() -> bool:
+            if lease is not None:
+                lease.renew_if_old()
+            return stop.reason is not None
+
+        settled = settle_batch_size(
+            run, spec.data, lambda trial: _hold(trial.model, run, spec.init_from), stopped, place.get("batches_found")
+        )
+        if settled is None:
+            return None
+        run, batches = settled
+        task = run.task
     data = build_data_module(run, spec.data)
     data.setup("fit")
     module = build_module(run, data)
@@ -114,19 +122,28 @@ def _train(spec: TrainSpec, run, stop: StopRequest, lease) -> dict | None:
     keeping = Checkpointing(run_dir / "checkpoints", position, lease, stop, task.checkpoints_every_n_train_steps)
     history = History(run_dir / "history.jsonl", task.log_every_n_steps, position)
     progress = Progress(spec.stage, STARTED, position)
-    resume = newest_valid(keeping.folder, note)
+    keeping.batches_found = batches and batches.to_dict()
     if resume is None:
-        _start_weights(module, spec, run_dir)
+        _start_weights(module, spec, run_dir, run, data)
     else:
-        place = read_place(resume)
         keeping.restore(place, module)
         note(f"resuming from {resume.name} at step {place['step']}")
+        _check_processes(place, world_size, options["strategy"])
     if IS_FIRST:
         history.cut(keeping.saved_step, keeping.validated_step)
-    _freeze(module.model, task.freeze_layers)
+    adapted = _hold(module.model, run, spec.init_from)
+    if adapted is not None:
+        note(adapted.sentence(module.model))
     watching = adaptive_masking(run, data, module, position)
     patience = [Patience(task.early_stopping_patience)] if task.early_stopping_patience else []
-    trainer = _trainer(options, [position, *watching, *patience, history, progress, keeping], run_dir)
+    if run.trainer.ema_decay and options["strategy"] == "fsdp":
+        raise ConfigError(
+            "trainer.ema_decay averages whole weights, which task.strategy fsdp shares out; use task.strategy=ddp"
+        )
+    average = [WeightAverage(module, run.trainer.ema_decay)] if run.trainer.ema_decay else []
+    keep_freed_memory()
+    compile_layers(module.model, task.compile, "cpu" if task.accelerator == "cpu" else "gpu", note)
+    trainer = _trainer(options, [position, *average, *watching, *patience, history, progress, keeping], run_dir)
     parameters = sum(parameter.numel() for parameter in module.model.parameters())
     trained = sum(parameter.numel() for parameter in module.model.parameters() if parameter.requires_grad)
     if task.enable_model_summary:
@@ -141,13 +158,17 @@ def _train(spec: TrainSpec, run, stop: StopRequest, lease) -> dict | None:
     step = int(trainer.global_step)
     missing = keeping.saved_step != step or not keeping.last.exists()
     if (missing or (dev_batches and keeping.validated_step != step)) and not validate_once(
-        trainer, module, data, keeping, [history, progress]
+        trainer, module, data, keeping, [history, progress], *average
     ):
         return None
     if not IS_FIRST:
         return {}
-    summary = export_model(run, spec, module, data, keeping)
+    if options["strategy"] == "fsdp":  # the trained model is in parts
+        module = build_module(run, data)
+        _hold(module.model, run, spec.init_from)
+    summary = export_model(run, spec, module, data, keeping, adapted)
     summary.update(
+        trained_parameters=trained,
         steps=step,
         epochs=position.epochs,
         cells_per_s=round(progress.cells_per_s, 1),
@@ -157,6 +178,8 @@ def _train(spec: TrainSpec, run, stop: StopRequest, lease) -> dict | None:
         devices=world_size,
         precision=task.precision,
         preset=run.preset_used,
+        **({"skipped_steps": module.finite.skipped} if module.finite.skipped else {}),
+        **(batches.summary() if batches else {}),
     )
     return summary
 
@@ -167,7 +190,10 @@ def _trainer(options: dict, callbacks: list, run_dir: Path):
     from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
     from bmfm_pipeline.training.keeping import WholeFiles
+    from bmfm_pipeline.training.sharding import sharding_strategy
 
+    if options["strategy"] == "fsdp":
+        options = {**options, "strategy": sharding_strategy(options["devices"])}
     # Named, so that a batch system around us is not taken for one that has started these processes.
     environment = TorchElasticEnvironment() if options["devices"] > 1 else LightningEnvironment()
     try:
@@ -210,6 +236,20 @@ def _execution_notes(task) -> list[str]:
     return notes
 
 
+def _check_processes(place: dict, processes: int, strategy: str) -> None:
+    """Say what differs where a training goes on in other processes than it was stopped in. Raises ConfigError."""
+    if strategy == "fsdp" and not place.get("sharded"):
+        raise ConfigError(
+            "task.strategy fsdp: the checkpoint to resume from was written without sharding, and its optimiser state cannot be shared out; "
+            "resume with task.strategy=ddp, or begin anew by deleting the run folder"
+        )
+    if (before := place.get("processes", processes)) != processes:
+        note(
+            f"resuming with {processes} processes what {before} began: a step is made of {processes} batches from here on, so that the "
+            "losses are not those of a training that was not stopped"
+        )
+
+
 def _leave_group() -> None:
     """Processes that leave a group one by one abort it."""
     distributed = getattr(sys.modules.get("torch"), "distributed", None)
@@ -219,7 +259,7 @@ def _leave_group() -> None:
 
 def _sizes_of_checkpoint(run, init_from: str | None):
     """Where nobody wrote model sizes, fine-tuning takes those of the model it starts from."""
-    from bmfm_pipeline.config.models import read_model
+    from bmfm_pipeline.config.models import WHERE_WEIGHTS_START, read_model
 
     if init_from is None or not run.sizes_from_checkpoint:
         return run
@@ -233,22 +273,39 @@ def _sizes_of_checkpoint(run, init_from: str | None):
     if found != named:
         note(f"model: {found}, as the checkpoint it starts from")
     kind = type(read_model({"model_type": found}))
-    sizes = {name: stored[name] for name in kind.model_fields if name in stored and name != "checkpoint"}
-    return run.model_copy(update={"model": read_model({**sizes, "checkpoint": run.model.checkpoint})})
+    # Heads, and so the linear path beside them, are what is trained for, not what was trained before.
+    start = {name: getattr(run.model, name) for name in (*WHERE_WEIGHTS_START, "linear_path")}
+    sizes = {name: stored[name] for name in kind.model_fields if name in stored and name not in start}
+    return run.model_copy(update={"model": read_model({**sizes, **start})})
 
 
-def _start_weights(module, spec: TrainSpec, run_dir: Path) -> None:
+def _start_weights(module, spec: TrainSpec, run_dir: Path, run, data) -> None:
     from bmfm_pipeline.storage import write_json_atomic
+    from bmfm_pipeline.training.gene_vectors import measure_linear_paths, start_from_singular_vectors
 
+    settings = run.model
     if spec.init_from is None:
         note(f"{spec.stage}: training FROM SCRATCH (model.checkpoint is null)")
+        if settings.gene_vectors == "svd":
+            note(start_from_singular_vectors(module.model, data, run.seed.seed_value))
+        measure_linear_paths(module.model, data)
         return
     from bmfm_pipeline.models import initialise_from
 
-    report = initialise_from(module.model, spec.init_from)
+    named = settings.checkpoint if settings.checkpoint not in (None, "latest", "best", "last") else spec.init_from
+    report = initialise_from(module.model, spec.init_from, settings.load or "strict", source=named)
+    measure_linear_paths(module.model, data)
     if IS_FIRST:
         write_json_atomic(run_dir / "loading_report.json", report.to_dict())
     note(report.render())
+
+
+def _hold(model, run, init_from: str | None):
+    """Keep weights from training as the config says; returns what adapters were put in instead, None without any."""
+    from bmfm_pipeline.training.adapters import adapt
+
+    _freeze(model, run.task.freeze_layers)
+    return adapt(model, run.trainer.lora_config, init_from, run.seed.seed_value)
 
 
 def _freeze(model, freeze_layers: bool | str) -> None:

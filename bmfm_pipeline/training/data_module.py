@@ -1,9 +1,11 @@
 """CellDataModule: loaders over a processed artefact for Lightning, with samplers that know epoch and position."""
 
+import copy
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
@@ -21,8 +23,11 @@ from bmfm_pipeline.config import RunConfig
 from bmfm_pipeline.errors import ConfigError, DataError
 from bmfm_pipeline.training.prepared import PreparedData
 from bmfm_pipeline.training.schedule import Schedule, ScheduledCells, ScheduledSampler
+from bmfm_pipeline.training.together import StepLoader
 
 SPLITS = ("train", "dev", "test")
+# Training cells that the constant guess at masked values is fitted to.
+CELLS_FOR_CONSTANTS = 2000
 
 
 class CellDataModule(pl.LightningDataModule):
@@ -41,6 +46,7 @@ class CellDataModule(pl.LightningDataModule):
         self.builders: dict[int, BatchBuilder] = {}  # by length; `builder` is that of max_length
         self.rows: dict[str, np.ndarray] = {}
         self.train_sampler: EpochBatchSampler | None = None
+        self.count_targets: Callable | None = None  # of the objectives, where steps are made of several batches
 
     def prepare_data(self) -> None:
         """Make the processed data, or find it again."""
@@ -87,13 +93,7 @@ class CellDataModule(pl.LightningDataModule):
             limit = limit.get(split) if isinstance(limit, dict) else limit
             rows = everyone if split == "predict" else self.prepared.rows(split)
             self.rows[split] = choose_rows(rows, limit, seed)
-        options = dict(
-            shuffle=module.shuffle,
-            seed=seed,
-            weights=self._weights(),
-            num_replicas=int(os.environ.get("WORLD_SIZE", "1")),
-            rank=int(os.environ.get("RANK", "0")),
-        )
+        options = dict(shuffle=module.shuffle, seed=seed, weights=self._weights(), **_share())
         cells = len(self.rows["train"])
         if self.schedule is None:
             self.train_sampler = EpochBatchSampler(cells, module.batch_size, **options)
@@ -125,13 +125,13 @@ class CellDataModule(pl.LightningDataModule):
         silent = {entry.label_column_name: entry.silent_label_values for entry in self.run.label_columns}.get(column)
         return balancing_weights(self.prepared.store.labels(column, known, silent)[self.rows["train"]])
 
-    def _loader(self, rows: np.ndarray) -> DataLoader:
+    def _loader(self, rows: np.ndarray, **share: int) -> DataLoader:
         module = self.run.data_module
-        sampler = EpochBatchSampler(len(rows), module.evaluation_batch_size, shuffle=False)
+        sampler = EpochBatchSampler(len(rows), module.evaluation_batch_size, shuffle=False, **share)
         cells = CellDataset(self.builders[module.evaluation_length], rows, evaluation=True)
         return make_loader(cells, sampler, module.num_workers)
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> DataLoader | StepLoader:
         """Training batches in the order, length and size of the epoch that the sampler stands in."""
         if self.schedule is None:
             cells = CellDataset(self.builder, self.rows["train"])
@@ -139,10 +139,31 @@ class CellDataModule(pl.LightningDataModule):
             cells = ScheduledCells(self.builders, self.schedule, self.rows["train"])
             if self.trainer is not None:  # the loader's length is asked for before the epoch begins
                 self.train_sampler.set_epoch(self.trainer.current_epoch)
-        return make_loader(cells, self.train_sampler, self.run.data_module.num_workers)
+        loader = make_loader(cells, self.train_sampler, self.run.data_module.num_workers)
+        gather = 1 if self.trainer is None else self.trainer.accumulate_grad_batches
+        if gather == 1 and self.train_sampler.num_replicas == 1:
+            return loader
+        limit = None if self.trainer is None else self.trainer.limit_train_batches
+        return StepLoader(loader, self.count_targets, gather, limit if isinstance(limit, int) else None)
 
-    def val_dataloader(self) -> DataLoader | list:
-        return self._loader(self.rows["dev"]) if len(self.rows["dev"]) else []
+    def training_labels(self, most_cells: int = CELLS_FOR_CONSTANTS) -> Iterator[dict[str, Any]]:
+        """Labels, by batch, that a sample of the training cells would have in validation: masks of the same kind, seeded."""
+        module = self.run.data_module
+        rows = choose_rows(self.rows["train"], most_cells, self.run.seed.seed_value)
+        builder = copy.copy(self.builders[module.evaluation_length])
+        builder.report = type(builder.report)()  # what is left out here is counted when cells are trained on
+        cells, size = CellDataset(builder, rows, evaluation=True), module.evaluation_batch_size
+        for start in range(0, len(rows), size):
+            batch = cells.__getitems__([(0, index) for index in range(start, min(start + size, len(rows)))])
+            yield batch.get("labels", {})
+
+    def val_dataloader(self) -> DataLoader | StepLoader | list:
+        """The cells of the dev split, each once; of several processes each gets its share."""
+        if not len(self.rows["dev"]):
+            return []
+        share = _share()
+        loader = self._loader(self.rows["dev"], **share)
+        return loader if share["num_replicas"] == 1 else StepLoader(loader, None)
 
     def test_dataloader(self) -> DataLoader:
         return self._loader(self.rows["test"])
@@ -168,6 +189,11 @@ class CellDataModule(pl.LightningDataModule):
 
     def teardown(self, stage: str | None = None) -> None:
         """Nothing to close: the data stays mapped and can be used again."""
+
+
+def _share() -> dict[str, int]:
+    """Which part of the cells is this process's, as a sampler takes it."""
+    return {"num_replicas": int(os.environ.get("WORLD_SIZE", "1")), "rank": int(os.environ.get("RANK", "0"))}
 
 
 def build_data_module(

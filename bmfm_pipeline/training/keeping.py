@@ -46,10 +46,22 @@ class Position(pl.Callback):
         return self.epoch - 1 if self.batches == 0 and self.epoch else self.epoch
 
     def restore(self, place: dict[str, Any]) -> None:
-        """Go on after the batch that a checkpoint was written at."""
+        """Go on after the batch that a checkpoint was written at; where other processes than then train, after the cells seen by then.
+
+        Batches are those of one process, so that as many hold more or fewer cells. At most one step's cells are seen again.
+        """
         self.epoch, self.batches = int(place["epoch"]), int(place["batches"])
-        epoch = 0 if self.same_batches else self.epoch
-        self.data.train_sampler.load_state_dict({"epoch": epoch, "position": self.batches})
+        sampler, epoch = self.data.train_sampler, 0 if self.same_batches else self.epoch
+        sampler.load_state_dict({"epoch": epoch, "position": 0})
+        before, now = int(place.get("processes", 1)), sampler.num_replicas
+        if before != now and self.batches:
+            gather = self.data.run.task.accumulate_grad_batches
+            seen = min(self.batches * before // now, self.batches_per_epoch - 1)
+            self.batches = seen // gather * gather
+        sampler.load_state_dict({"epoch": epoch, "position": self.batches})
+
+    def on_load_checkpoint(self, trainer, module, checkpoint) -> None:
+        self.settle(checkpoint["loops"])
 
     def on_train_epoch_start(self, trainer, module) -> None:
         if not self.same_batches:
@@ -105,6 +117,9 @@ class Checkpointing(pl.Callback):
         self.best_score, self.best_path = math.inf, None
         self.validated_step = self.saved_step = -1
         self.validation_due = self.stopped = False
+        self.batches_found: dict[str, Any] | None = (
+            None  # by task.auto_batch_size, so that a resumed run takes the same
+        )
         self._saved_at = time.monotonic()
 
     @property
@@ -117,10 +132,14 @@ class Checkpointing(pl.Callback):
             "epoch": self.position.epoch,
             "batches": self.position.batches,
             "batches_seen": module.batches_seen,
+            "processes": trainer.world_size,
+            "sharded": trainer.strategy.lightning_restore_optimizer is False,
+            "skipped_steps": module.finite.skipped,
             "validation_due": self.validation_due,
             "validated_step": self.validated_step,
             "best_score": self.best_score,
             "best_name": None if self.best_path is None else self.best_path.name,
+            "batches_found": self.batches_found,
         }
         self.position.settle(checkpoint["loops"])
 
@@ -128,6 +147,7 @@ class Checkpointing(pl.Callback):
         """Go on as a checkpoint says; Lightning restores weights, optimiser and counters."""
         self.position.restore(place)
         module.batches_seen = int(place["batches_seen"])
+        module.finite.skipped = int(place.get("skipped_steps", 0))
         self.validation_due, self.validated_step = bool(place["validation_due"]), int(place["validated_step"])
         self.saved_step, self.best_score = int(place["step"]), float(place["best_score"])
         best = self.folder / (place["best_name"] or "none")
@@ -187,15 +207,16 @@ class Checkpointing(pl.Callback):
             name = f"epoch={self.position.last_epoch}-step={trainer.global_step}-val_loss={score:.2f}.ckpt"
             self.best_score, self.best_path = score, self.folder / name
             self.save(trainer, module, self.best_path, validation_loss=score)
-        self.save(trainer, module, self.last, **({} if math.isnan(score) else {"validation_loss": score}))
-        if improved and previous is not None and previous != self.best_path and trainer.is_global_zero:
-            remove_checkpoint(previous)
+            if previous is not None and previous != self.best_path and trainer.is_global_zero:
+                remove_checkpoint(previous)
+        about = {} if math.isnan(score) else {"validation_loss": score}
+        self.save(trainer, module, self.last, self.best_path if improved else None, **about)
 
-    def save(self, trainer, module, path: Path, **about) -> None:
-        module.check_loss()
+    def save(self, trainer, module, path: Path, same_as: Path | None = None, **about) -> None:
+        module.finite.check()
         if self.lease is not None:
             self.lease.renew()  # whoever lost the folder to another process must not write
-        save_checkpoint(trainer, path, **about)
+        save_checkpoint(trainer, path, same_as, **about)
         self.saved_step, self._saved_at = int(trainer.global_step), time.monotonic()
 
 

@@ -1,15 +1,17 @@
 """Start the training child, relay what it says, and turn its end into a result or an error."""
 
+import contextlib
 import ctypes
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,16 +51,17 @@ def train_in_child(spec: TrainSpec, on_progress: Callable[[dict[str, Any]], None
     drain.start()
     final: dict[str, Any] = {}
     try:
-        for line in child.stdout:
-            event = _parse(line)
-            if event is None:
-                tail.append(line.rstrip())
-                continue
-            if event["kind"] in ("done", "error", "preempted") and not final:  # later ones are consequences
-                final = event
-            if on_progress:
-                on_progress(event)
-        code = child.wait()
+        with passing_on_sigterm(child):
+            for line in child.stdout:
+                event = _parse(line)
+                if event is None:
+                    tail.append(line.rstrip())
+                    continue
+                if event["kind"] in ("done", "error", "preempted") and not final:  # later ones are consequences
+                    final = event
+                if on_progress:
+                    on_progress(event)
+            code = child.wait()
     except BaseException:
         _stop(child)
         raise
@@ -66,6 +69,31 @@ def train_in_child(spec: TrainSpec, on_progress: Callable[[dict[str, Any]], None
         drain.join(timeout=5)
         child.stdin.close()
     return _result(code, final, tail, run_dir)
+
+
+@contextlib.contextmanager
+def passing_on_sigterm(child: subprocess.Popen) -> Iterator[None]:
+    """A SIGTERM to this process goes to the child, which saves and leaves; who handled it before gets it after that.
+
+    The first process of a container would not be ended by it, and any other at once. Only the main thread can do this; elsewhere the
+    child notices that its parent is gone.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    received = []
+
+    def pass_on(number, frame) -> None:
+        received.append(number)
+        child.send_signal(number)
+
+    before = signal.signal(signal.SIGTERM, pass_on)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+        if received and callable(before):
+            before(signal.SIGTERM, None)
 
 
 def _command(spec: TrainSpec, spec_file: Path) -> tuple[list[str], dict[str, str]]:
@@ -151,9 +179,12 @@ def _result(code: int, final: dict[str, Any], tail: deque[str], run_dir: Path) -
         raise errors.Preempted(
             f"training was stopped ({signal.Signals(-code).name}) before it began; run the same command again to go on"
         )
+    of_one = next((found for line in tail if (found := re.search(r"exitcode\s*: -(\d+)", line))), None)
+    if code > 0 and of_one:  # torchrun says so of a process that it started, and ends with a code of its own
+        code = -int(of_one[1])
     if code < 0:
         name = signal.Signals(-code).name
-        hint = "; the system may be out of memory: lower data_module.batch_size" if name == "SIGKILL" else ""
+        hint = f"; if nobody did it, the machine ran {errors.out_of_memory_message()}" if name == "SIGKILL" else ""
         raise errors.TrainingError(
             f"the training process was ended by {name}{hint}. Run the same command again to resume from its last checkpoint"
         )

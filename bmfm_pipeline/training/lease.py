@@ -1,5 +1,6 @@
 """One trainer at a time on a run folder: a lease file with a fencing number, renewed while its holder lives."""
 
+import contextlib
 import json
 import os
 import socket
@@ -8,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bmfm_pipeline.errors import TrainingError
+from bmfm_pipeline.errors import StorageError, TrainingError
 from bmfm_pipeline.storage import exclusive, write_json_atomic
 
 EXPIRES_AFTER = 120.0  # seconds without renewal, for a holder on another machine
@@ -49,7 +50,9 @@ class Lease:
 
     def release(self) -> None:
         if _read(self.file).get("number") == self.number:
-            self._write(released=True)
+            # On a full disk it stays as it is: that of a process that is gone.
+            with contextlib.suppress(OSError, StorageError):
+                self._write(released=True)
 
 
 def acquire(folder: Path) -> Lease:

@@ -1,20 +1,26 @@
 """TrainingModule: model, objectives, optimiser and schedule for Lightning."""
 
-import dataclasses
+import copy
 import math
-from collections.abc import Callable
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.strategies import ModelParallelStrategy
 from pytorch_lightning.utilities import GradClipAlgorithmType
-from torch import nn
+from torch import Tensor, distributed, nn
 
-from bmfm_pipeline.config import RunConfig, TrainerConfig
-from bmfm_pipeline.errors import ConfigError, TrainingError
-from bmfm_pipeline.objectives import LossResult, Objectives, RunningMetrics, build_objectives
+from bmfm_pipeline.config import RunConfig, TrainerConfig, require_path
+from bmfm_pipeline.config.models import WHERE_WEIGHTS_START
+from bmfm_pipeline.errors import ConfigError
+from bmfm_pipeline.objectives import Objectives, RunningMetrics, build_objectives, fit_constants
+from bmfm_pipeline.storage import localise, strip_userinfo
+from bmfm_pipeline.training.finite import FiniteCheck
+from bmfm_pipeline.training.optimiser import decay_groups, rate_factor
 from bmfm_pipeline.training.prepared import PreparedData
 from bmfm_pipeline.training.schedule import planned_steps
+from bmfm_pipeline.training.sharding import shard_layers, whole
+from bmfm_pipeline.training.together import summed
 
 
 class TrainingModule(pl.LightningModule):
@@ -26,65 +32,100 @@ class TrainingModule(pl.LightningModule):
         self.metrics = RunningMetrics(objectives)
         self.batches_seen = 0
         self.validation: dict[str, float] = {}
-        self._sums: dict[str, float] = {}
-        self._counts: dict[str, float] = {}
-        self._gathered: list[LossResult] = []  # of the batches of one optimiser step
+        self.finite = FiniteCheck(self)
+        self._sums: dict[str, Tensor | float] = {}
+        self._counts: dict[str, Tensor | float] = {}
+        self._parts: list[tuple[dict[str, Tensor], ...]] = []  # sums and counts of the batches of one optimiser step
+        self._step_counts: dict[str, Tensor] = {}
+        self._step: tuple[Tensor, Tensor] | None = None  # sums and counts of the latest step
         self._step_ends = False
-        self._unchecked: tuple | None = None
 
-    def _outputs(self, batch: dict[str, Any]):
+    def setup(self, stage: str) -> None:
+        data = self.trainer.datamodule
+        if hasattr(data, "count_targets"):
+            on_host = copy.deepcopy(self.objectives)  # the tables of the other follow the model to its device
+            data.count_targets = lambda labels: on_host.counts(labels, epoch=self.current_epoch)
+
+    def configure_model(self) -> None:
+        if isinstance(self.trainer.strategy, ModelParallelStrategy):
+            shard_layers(self.model, self.device_mesh["data_parallel"])
+
+    def outputs(self, batch: dict[str, Any]):
+        """The model's scores for a batch, and the positions that they are for."""
         positions = batch.get("positions")
-        return self.model(batch["input_ids"], batch["attention_mask"], positions=positions).logits, positions
+        output = self.model(
+            batch["input_ids"], batch["attention_mask"], positions=positions, packing=batch.get("packing")
+        )
+        return output.logits, positions
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        # Finding the predicted positions here, on the host, spares the accelerator a wait.
+        # Finding the predicted positions and the padding here, on the host, spares the accelerator a wait.
+        from bmfm_pipeline.models.packing import Packing
+
         if isinstance(batch, dict) and "labels" in batch:
-            batch = {**batch, "positions": self.objectives.positions(batch["labels"])}
+            mask, packing = Packing.of(batch["attention_mask"])
+            batch = {
+                **batch,
+                "attention_mask": mask,
+                "packing": packing,
+                "positions": self.objectives.positions(batch["labels"]),
+            }
         return batch
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> torch.Tensor:
-        torch.manual_seed((self.seed * 1_000_003 + self.batches_seen * 97 + self.global_rank) % (2**63))
+        seed = (self.seed * 1_000_003 + self.batches_seen * 97 + self.global_rank) % (2**63)
+        torch.manual_seed(seed)
         self.batches_seen += 1
-        self.check_loss()
-        logits, positions = self._outputs(batch)
-        result = self.objectives.compute(logits, batch["labels"], positions)
+        self.finite.check()
         if self._step_ends:
-            self._gathered, self._step_ends = [], False
-        total = result.total.detach()
-        self._gathered.append(dataclasses.replace(result, total=total))
-        self._unchecked = (total, result.values, batch["cell_name"][:3], self.global_step, batch_idx)
-        if total.device.type == "cpu":
-            self.check_loss()
-        return result.total
+            self._parts, self._step_ends = [], False
+        step_counts = self._counts_of_step(batch)
+        logits, positions = self.outputs(batch)
+        sums, counts = self.objectives.measure(logits, batch["labels"], positions, self.current_epoch)
+        result = self.objectives.combine(sums, counts if step_counts is None else step_counts)
+        self._parts.append((result.sums, counts))
+        self.finite.loss(result, batch, batch_idx, seed)
+        if step_counts is None:
+            return result.total
+        # Gradients are averaged over processes and batches later; here they have to add up.
+        gather = self.trainer.accumulate_grad_batches if "step_counts" in batch else 1
+        return result.total * (gather * self.trainer.world_size)
 
-    def check_loss(self) -> None:
-        """TrainingError when the latest loss was not a number, naming its batch.
+    def _counts_of_step(self, batch: dict[str, Any]) -> dict[str, Tensor] | None:
+        """Counts by loss over all batches and processes of the optimiser step; None where the batch is the whole step.
 
-        On an accelerator it is looked at when the next step begins, or before a checkpoint is written, so that no step waits.
+        So the step of several is that of one batch which holds all their cells, however the targets are shared out.
         """
-        if self._unchecked is None:
-            return
-        (total, values, cells, step, batch_idx), self._unchecked = self._unchecked, None
-        if torch.isfinite(total):
-            return
-        culprits = [name for name, value in values.items() if not torch.isfinite(value)]
-        raise TrainingError(
-            f"the loss is {total.item()} at step {step}, batch {batch_idx} (cells {', '.join(cells)}, ...): "
-            f"{', '.join(culprits) or 'the total'}; the last good checkpoint is kept. Lower trainer.learning_rate, set "
-            "task.gradient_clip_val=1, or use task.precision=32-true"
-        )
+        counts, several = batch.get("step_counts"), self.trainer.world_size > 1
+        if counts is None and not several:
+            return None
+        if counts is None or not self._parts:
+            if counts is None:
+                found = self.objectives.counts(batch["labels"], batch.get("positions"), self.current_epoch)
+                counts = torch.stack(list(found.values()))
+            if several:
+                counts = counts.clone()
+                distributed.all_reduce(counts)
+            keys = [task.loss_key for task in self.objectives.tasks]
+            self._step_counts = dict(zip(keys, counts, strict=True))
+        return self._step_counts
 
     def on_before_optimizer_step(self, optimizer) -> None:
         self._step_ends = True
+        keys = [task.loss_key for task in self.objectives.tasks]
+        step = torch.stack(
+            [torch.stack([sum(part[row][key] for part in self._parts).float() for key in keys]) for row in (0, 1)]
+        )
+        if self.trainer.world_size > 1:
+            distributed.all_reduce(step)
+        self._step = (step[0], step[1])
 
     def training_values(self) -> dict[str, float]:
-        """Loss and its parts over the batches of the latest optimiser step; reading them waits for the accelerator."""
-        results = self._gathered
-        parts: dict[str, float] = {}
-        for name in dict.fromkeys(name for result in results for name in result.parts):
-            values = [float(result.values[name]) for result in results if bool(result.contributes[name])]
-            parts[name] = sum(values) / len(values)
-        return {"loss": float(sum(result.total for result in results)) / len(results), **parts}
+        """Loss and its parts over all batches and processes of the latest optimiser step; reading them waits for the accelerator."""
+        keys = [task.loss_key for task in self.objectives.tasks]
+        sums, counts = (dict(zip(keys, values.tolist(), strict=True)) for values in self._step)
+        values = self.objectives.pool(sums, counts)
+        return {"loss": values.pop("loss"), **values}
 
     def on_validation_epoch_start(self) -> None:
         self.metrics.reset()
@@ -92,7 +133,7 @@ class TrainingModule(pl.LightningModule):
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, torch.Tensor]:
         """Score one batch; the logits are for callbacks that look closer."""
-        logits, positions = self._outputs(batch)
+        logits, positions = self.outputs(batch)
         result = self.objectives.compute(logits, batch["labels"], positions)
         for name in result.sums:
             self._sums[name] = self._sums.get(name, 0.0) + float(result.sums[name])
@@ -102,67 +143,44 @@ class TrainingModule(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         if self._counts:
-            values = {**self.objectives.pool(self._sums, self._counts), **self.metrics.compute()}
-            found = {f"validation/{name}": float(value) for name, value in values.items()}
-            # Every process validates all cells; one speaks for all where the last digits decide.
-            self.validation = self.trainer.strategy.broadcast(found) if self.trainer.world_size > 1 else found
+            # Each process validated its share of the cells.
+            sums, counts, self.metrics.states = summed(self._sums), summed(self._counts), summed(self.metrics.states)
+            values = {**self.objectives.pool(sums, counts), **self.metrics.compute()}
+            self.validation = {f"validation/{name}": float(value) for name, value in values.items()}
 
     def configure_optimizers(self):
-        groups = decay_groups(self.model, self.settings.weight_decay or 0.0)
+        settings = self.settings
+        groups = decay_groups(
+            self.model, settings.weight_decay or 0.0, settings.learning_rate, settings.layerwise_lr_decay or 1.0
+        )
         if not groups:
             raise ConfigError("task.freeze_layers freezes every parameter of the model, so nothing would be trained")
         optimizer = torch.optim.AdamW(
             groups,
-            lr=self.settings.learning_rate,
-            betas=self.settings.betas,
-            eps=self.settings.epsilon,
+            lr=settings.learning_rate,
+            betas=settings.betas,
+            eps=settings.epsilon,
             # Gradients of float16 are scaled; the fused one scales them back after the place where they have to be clipped.
             fused=getattr(self.trainer.precision_plugin, "scaler", None) is None,
         )
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._schedule())
+        planned = planned_steps(self.trainer) if settings.schedule != "constant" else math.inf
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate_factor(settings, planned))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
-        """As Lightning clips, but also where it refuses a fused optimiser although no gradient is scaled (bf16-mixed)."""
-        if not gradient_clip_val or getattr(self.trainer.precision_plugin, "scaler", None) is not None:
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-        elif gradient_clip_algorithm == GradClipAlgorithmType.VALUE:
-            torch.nn.utils.clip_grad_value_(self.parameters(), gradient_clip_val)
-        else:
-            torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+        """Clip, and look whether the gradients are numbers.
 
-    def _schedule(self) -> Callable[[int], float]:
-        """The factor of the learning rate by optimiser step: linear warm-up, then constant or linear decay to 0."""
-        warmup, decay = self.settings.warmup_steps, self.settings.lr_decay_steps
-        if decay == 0:
-            raise ConfigError(
-                "trainer.lr_decay_steps is 0, so learning would end with the warm-up; use null for a constant rate, -1 to "
-                "decay until the end of training, or a number of steps"
-            )
-        if decay == -1:
-            total = planned_steps(self.trainer)
-            if not math.isfinite(total):
-                raise ConfigError(
-                    "trainer.lr_decay_steps is -1, which needs an end to decay to; set task.max_steps or task.max_epochs"
-                )
-            decay = max(1, int(total) - warmup)
-
-        def factor(step: int) -> float:
-            if step < warmup:
-                return (step + 1) / (warmup + 1)
-            return 1.0 if decay is None else max(0.0, 1.0 - (step - warmup) / decay)
-
-        return factor
-
-
-def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two parameter groups: weights of Linear layers decay; biases, norms, embeddings and all else do not."""
-    decayed_ids = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    decayed = [parameter for parameter in trained if id(parameter) in decayed_ids]
-    plain = [parameter for parameter in trained if id(parameter) not in decayed_ids]
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+        As Lightning clips, but also where it refuses a fused optimiser although no gradient is scaled (bf16-mixed); scaled ones have
+        been scaled back by now.
+        """
+        trained = [parameter for parameter in self.parameters() if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in trained])
+        if gradient_clip_val and gradient_clip_algorithm == GradClipAlgorithmType.VALUE:
+            torch.nn.utils.clip_grad_value_(trained, gradient_clip_val)
+        elif gradient_clip_val:
+            torch.nn.utils.clip_grads_with_norm_(trained, gradient_clip_val, norm)
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        self.finite.gradients(whole(norm.detach()), scaled)
 
 
 def build_module(run: RunConfig, data_module) -> TrainingModule:
@@ -180,16 +198,37 @@ def build_module(run: RunConfig, data_module) -> TrainingModule:
     plain = run.model_dump(mode="json")
     torch.manual_seed(run.seed.seed_value)
     fields = prepared.field_dicts(run)
-    settings = {name: value for name, value in plain["model"].items() if name != "checkpoint"}
+    settings = {name: value for name, value in plain["model"].items() if name not in WHERE_WEIGHTS_START}
     labels = plain["label_columns"] if run.predicts_labels else []
     model = build_model(
         settings,
-        fields,
+        [_with_local_vectors(entry) for entry in fields],
         labels,
         label_dict=prepared.label_dict,
         vocabularies={name: vocabulary.tokens for name, vocabulary in prepared.vocabularies.items()},
     )
+    for entry, written in zip(model.config.fields, fields, strict=True):
+        if entry.get("pretrained_embedding"):  # its address, not the copy of it that was read
+            entry["pretrained_embedding"]["filename"] = strip_userinfo(written["pretrained_embedding"]["filename"])
+    if run.model.gradient_checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})
     objectives = build_objectives(
-        run.trainer.losses or [], fields, model.config.label_columns, prepared.token_values(run)
+        run.trainer.losses or [],
+        fields,
+        model.config.label_columns,
+        prepared.token_values(run),
+        class_tables=prepared.class_tables(run) if labels else None,
     )
-    return TrainingModule(model, objectives, run.trainer, run.seed.seed_value)
+    module = TrainingModule(model, objectives, run.trainer, run.seed.seed_value)
+    module.metrics = RunningMetrics(objectives, lambda: fit_constants(objectives, data_module.training_labels()))
+    return module
+
+
+def _with_local_vectors(entry: dict[str, Any]) -> dict[str, Any]:
+    """A field whose file of pretrained vectors lies on this machine."""
+    settings = entry.get("pretrained_embedding")
+    if not settings:
+        return entry
+    key = f"fields.{entry['field_name']}.pretrained_embedding.filename"
+    file = localise(require_path(settings["filename"], key))
+    return entry | {"pretrained_embedding": settings | {"filename": str(file)}}

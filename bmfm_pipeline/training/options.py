@@ -6,7 +6,8 @@ from typing import Any
 from bmfm_pipeline.config import TrainingTaskConfig
 from bmfm_pipeline.errors import ConfigError
 
-STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false")
+STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false", "fsdp")
+SHARDED_PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
 
 
 def processes(devices: int | str | list[int], gpus: int) -> tuple[int, list[int] | None]:
@@ -87,7 +88,8 @@ def trainer_options(
 def _refuse(task: TrainingTaskConfig) -> None:
     if task.num_nodes != 1:
         raise ConfigError(
-            f"task.num_nodes is {task.num_nodes}: training runs on one machine; use task.devices for several GPUs of it"
+            f"task.num_nodes is {task.num_nodes}: training runs on one machine, whose run folder one process leads; use task.devices for "
+            "several GPUs of it"
         )
     if task.max_steps == 0 or task.max_steps < -1:
         raise ConfigError(
@@ -100,9 +102,24 @@ def _refuse(task: TrainingTaskConfig) -> None:
         )
     if task.strategy not in STRATEGIES:
         raise ConfigError(f"task.strategy: '{task.strategy}' is not offered; use one of {', '.join(STRATEGIES)}")
+    if task.precision == "16-true":
+        raise ConfigError(
+            "task.precision 16-true cannot train: the steps and the epsilon of AdamW are 0 in float16; use 16-mixed, bf16-mixed or "
+            "bf16-true"
+        )
 
 
 def _strategy(task: TrainingTaskConfig, world_size: int, notes: list[str]) -> str:
+    if task.strategy == "fsdp" and world_size > 1:
+        if task.accelerator != "gpu":
+            raise ConfigError(
+                f"task.strategy fsdp shards a model over GPUs, and this training runs on {task.accelerator}; use task.strategy=ddp"
+            )
+        if task.precision not in SHARDED_PRECISIONS:
+            raise ConfigError(
+                f"task.precision {task.precision} does not go with task.strategy fsdp; use {', '.join(SHARDED_PRECISIONS)}"
+            )
+        return "fsdp"
     if world_size > 1:
         # A head or pooler that no loss reads is common, and plain ddp fails on parameters without gradients.
         return "ddp_find_unused_parameters_true" if task.strategy in ("auto", "ddp") else task.strategy

@@ -1,5 +1,6 @@
 """A processed artefact as training needs it: cells, vocabularies, labels and splits, made into field specs and model fields."""
 
+import logging
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -7,16 +8,21 @@ from typing import Any
 
 import numpy as np
 
-from bmfm_pipeline.batching import BatchingConfig, FieldSpec, ZeroExposure
+from bmfm_pipeline.batching import BatchingConfig, FieldSpec, ZeroExposure, choose_rows
 from bmfm_pipeline.config import RunConfig
 from bmfm_pipeline.data.label_files import read_label_dict
+from bmfm_pipeline.data.label_ontology import read_allowed
 from bmfm_pipeline.data.splits import read_split_info
 from bmfm_pipeline.data.store import CellStore
 from bmfm_pipeline.errors import ConfigError, DataError
+from bmfm_pipeline.objectives import ClassTables
 from bmfm_pipeline.storage import localise
 from bmfm_pipeline.training.gene_tables import builder_options
 from bmfm_pipeline.vocabulary import MultiFieldVocabulary
 from bmfm_pipeline.vocabulary.building import READ_DEPTH_TOKENS
+
+logger = logging.getLogger(__name__)
+WITHOUT_COUNTS = "data_module.sqrt_normalize_transform: the processed data holds no raw counts, so square roots are taken of the shares of its values (X)"
 
 
 class PreparedData:
@@ -75,6 +81,8 @@ class PreparedData:
 
     def batching_config(self, run: RunConfig) -> BatchingConfig:
         """What the batch builder reads of `run`, for these cells."""
+        if run.data_module.sqrt_normalize_transform and self._counts is None:
+            logger.warning(WITHOUT_COUNTS)
         return batching_config(run, self.vocabularies, self._counts, self._most_reads)
 
     def builder_options(self, run: RunConfig) -> dict[str, Any]:
@@ -112,6 +120,24 @@ class PreparedData:
             separator = column.multilabel_str_sep if column.is_multilabel else None
             found[name] = self.store.labels(name, known, column.silent_label_values, separator)
         return found
+
+    def class_tables(self, run: RunConfig) -> dict[str, ClassTables]:
+        """Of each label column with classes: training cells of each class, and which classes its ontology puts under which.
+
+        Counted are the cells that are trained on: those of the training split, as far as limit_dataset_samples lets them in.
+        """
+        limit = run.data_module.limit_dataset_samples
+        limit = limit.get("train") if isinstance(limit, dict) else limit
+        rows = choose_rows(self.rows("train"), limit, run.seed.seed_value)
+        tables = {}
+        for name, values in self.labels(run).items():
+            known, own = self.label_dict.get(name), values[rows]
+            if values.ndim == 2:
+                tables[name] = ClassTables(np.stack([(own == 0).sum(axis=0), (own > 0).sum(axis=0)]))
+            elif known and np.issubdtype(values.dtype, np.integer):
+                counts = np.bincount(own[own >= 0], minlength=max(known.values()) + 1)
+                tables[name] = ClassTables(counts, read_allowed(self.folder, name, known))
+        return tables
 
     def token_values(self, run: RunConfig) -> dict[str, np.ndarray]:
         """The number each token stands for, for tokenised fields whose tokens are numbers."""
@@ -189,7 +215,8 @@ def batching_config(
         seed=run.seed.seed_value,
         prefix_ids=prefix_ids(run, vocabularies),
         log_normalize_transform=module.log_normalize_transform,
-        values_from=counts if depth is not None else None,
+        values_from=counts if depth is not None or module.sqrt_normalize_transform else None,
+        sqrt_normalize_transform=module.sqrt_normalize_transform,
         sequence_dropout_factor=module.sequence_dropout_factor,
         selective_dropout=module.selective_dropout.fraction if module.selective_dropout else 0.0,
         expose_zeros=module.dataset_kwargs.expose_zeros == "all",

@@ -44,21 +44,17 @@ class StopRequest:
 class Agreement:
     """A yes or no that holds for all processes of a training: where one says yes, all do, at the same step."""
 
-    def __init__(self):
-        self._group = None
-
     def any(self, *wishes: bool) -> tuple[bool, ...]:
         """Each of `wishes`, or what another process wishes. Every process must ask equally often."""
         import torch
         from torch import distributed
 
-        if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
+        from bmfm_pipeline.training.together import host_group, several_processes
+
+        if not several_processes():
             return wishes
-        if self._group is None:
-            # On the host: a flag on an accelerator would make every step wait for it.
-            self._group = distributed.new_group(backend="gloo")
         flags = torch.tensor([float(wish) for wish in wishes])
-        distributed.all_reduce(flags, op=distributed.ReduceOp.MAX, group=self._group)
+        distributed.all_reduce(flags, op=distributed.ReduceOp.MAX, group=host_group())
         return tuple(bool(flag) for flag in flags)
 
 

@@ -1,7 +1,9 @@
 """Checkpoint files: whole or not there, the newest valid one is resumed, damage is named."""
 
+import contextlib
 import json
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -111,3 +113,51 @@ def test_the_best_checkpoint_is_the_one_with_the_lowest_validation_loss(cases):
     assert f"step={best}-val_loss={scores[best]:.2f}" in summary["best_checkpoint"]
     assert checkpoint(spec, summary["best_checkpoint"])["bmfm"]["step"] == best
     assert checkpoint(spec)["bmfm"]["step"] == 30
+
+
+def test_a_disk_that_fills_up_is_named_with_its_room_and_the_previous_checkpoint_is_resumed(cases):
+    """A real small disk: it has room for two of three checkpoints."""
+    reference, spec = cases.spec("reference"), cases.spec("full", task__checkpoints_every_n_train_steps=2)
+    cases.train(reference)
+    size = 2.5 * (Path(reference.run_dir) / "checkpoints" / "last.ckpt").stat().st_size
+    with small_disk(Path(spec.run_dir), int(size)) as resize:
+        with pytest.raises(
+            TrainingError,
+            match=r"last\.ckpt: the checkpoint could not be written \(No space left on device; it takes \d\.\d MB or more, and 0\.\d MB "
+            r"are free in .*\); the previous checkpoint is kept. Free space",
+        ):
+            cases.train(spec)
+        folder = Path(spec.run_dir) / "checkpoints"
+        assert newest_valid(folder) is not None
+        assert not list(folder.glob(".*.part"))
+        resize(100 * int(size))
+        _, events = cases.train(spec)
+        assert any("resuming from last.ckpt" in text for text in notes(events))
+        assert_same_training(spec, reference)
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, size: int):
+    """A file system of `size` bytes at `folder`; yields what changes its size."""
+
+    def mount(*options: str) -> int:
+        return subprocess.run(
+            ["mount", "-t", "tmpfs", *options, "tmpfs", str(folder)], check=False, capture_output=True
+        ).returncode
+
+    folder.mkdir(parents=True)
+    if shutil.which("mount") is None or mount("-o", f"size={size}"):
+        pytest.skip("file systems cannot be mounted here")
+    try:
+        yield lambda size: mount("-o", f"remount,size={size}")
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_the_best_checkpoint_and_the_last_share_their_bytes_when_they_are_the_same(cases):
+    spec = cases.spec()
+    summary, _ = cases.train(spec)
+    folder = Path(spec.run_dir) / "checkpoints"
+    assert summary["best_step"] == summary["steps"]
+    assert (folder / "last.ckpt").samefile(folder / summary["best_checkpoint"])
+    assert valid_entry(folder / "last.ckpt")["step"] == valid_entry(folder / summary["best_checkpoint"])["step"]

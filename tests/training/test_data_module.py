@@ -129,24 +129,34 @@ def test_a_limit_is_a_random_sample_that_every_process_and_every_start_agrees_on
     assert names(data.predict_dataloader()) == expected
 
 
-def test_processes_share_the_draws_of_a_balanced_epoch_and_evaluation_is_not_balanced(prepared, monkeypatch):
+def test_processes_share_the_draws_of_a_balanced_epoch_and_each_dev_cell_is_scored_once(prepared, monkeypatch):
     run = run_config(**WHOLE, data_module__balancing_label_column="celltype")
     alone = build_data_module(run, prepared)
     alone.setup("fit")
     alone.train_sampler.set_epoch(3)
-    whole = names(alone.train_dataloader())
+    whole, dev = names(alone.train_dataloader()), names(alone.val_dataloader())
     assert len(whole) == len(alone.rows["train"]) == 504 and len(set(whole)) < 504
-    shares = []
-    for rank in range(2):
-        monkeypatch.setenv("WORLD_SIZE", "2")
+    assert len(set(dev)) == len(dev) == 56
+    shares, validated = [], []
+    for rank in range(3):
+        monkeypatch.setenv("WORLD_SIZE", "3")
         monkeypatch.setenv("RANK", str(rank))
         data = build_data_module(run, prepared)
         data.setup("fit")
         data.train_sampler.set_epoch(3)
         shares.append(names(data.train_dataloader()))
-        assert names(data.val_dataloader()) == names(alone.val_dataloader())
-    assert shares[0] == whole[0::2] and shares[1] == whole[1::2]
-    assert len(set(names(alone.val_dataloader()))) == 56
+        validated.append(list(data.val_dataloader()))
+    assert shares == [whole[0::3], whole[1::3], whole[2::3]]
+    cells = [name for batches in validated for batch in batches for name in batch["cell_name"]]
+    assert sorted(cells) == sorted([*dev, dev[0]])
+    # The cell that fills up the last share has no targets there, and only there.
+    *_, last = validated[2]
+    assert last["cell_name"][-1] == dev[0]
+    assert (last["labels"]["expressions"][-1] == -100).all()
+    targets = sum((batch["labels"]["expressions"] != -100).sum() for batches in validated for batch in batches)
+    monkeypatch.delenv("WORLD_SIZE")
+    monkeypatch.delenv("RANK")
+    assert targets == sum((batch["labels"]["expressions"] != -100).sum() for batch in alone.val_dataloader())
 
 
 def test_tokens_to_prepend_are_in_training_and_in_prediction_and_travel_with_the_model(cases, prepared):

@@ -61,6 +61,12 @@ def test_intervals_that_do_not_fit_are_fitted_with_a_note():
         ({"max_epochs": None}, "training would never end"),
         ({"max_steps": 0}, "max_steps is 0: use a number of optimiser steps from 1"),
         ({"num_nodes": 2}, "runs on one machine"),
+        ({"precision": "16-true"}, "16-true cannot train"),
+        ({"strategy": "fsdp", "world_size": 2}, "fsdp shards a model over GPUs, and this training runs on cpu"),
+        (
+            {"strategy": "fsdp", "world_size": 2, "accelerator": "gpu", "precision": "16-mixed"},
+            "use 32-true, bf16-mixed",
+        ),
         ({"strategy": "deepspeed"}, "'deepspeed' is not offered"),
         ({"val_check_interval": 1.5}, "a share of an epoch in 0..1"),
         ({"val_check_interval": 0}, "at least one batch"),
@@ -123,7 +129,15 @@ def test_a_gpu_that_is_not_there_is_done_without_loudly(cases):
         cases.train(cases.spec("refused", task__accelerator="gpu", task__require_accelerator=True))
 
 
-@pytest.mark.parametrize("precision", ["bf16-mixed", "64-true"])
+def test_sharding_is_for_several_processes():
+    found, _ = options(strategy="fsdp", world_size=2, accelerator="gpu", precision="bf16-mixed")
+    assert found["strategy"] == "fsdp"
+    found, said = options(strategy="fsdp")
+    assert found["strategy"] == "auto"
+    assert "task.strategy fsdp is not used: one process trains" in said[0]
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
 def test_other_precisions_train_and_export(cases, precision):
     summary, _ = cases.train(cases.spec(task__precision=precision, task__max_epochs=1, task__max_steps=3))
     assert summary["precision"] == precision

@@ -1,7 +1,13 @@
 """A training that is stopped anywhere, once or many times, ends as if it had not been stopped."""
 
+from pathlib import Path
+
 import pytest
-from training_cases import StopAtLook, assert_same_training, checkpoint, history, losses
+import torch
+from training_cases import StopAtLook, assert_same_training, checkpoint, history, losses, notes
+
+from bmfm_pipeline.storage import hash_file, write_json_atomic
+from bmfm_pipeline.training.checkpoints import manifest_of
 
 WAYS = {
     "validation within the epoch": {"task__val_check_interval": 2},
@@ -120,3 +126,18 @@ def test_weights_move_and_the_loss_falls(cases):
     cases.train(spec)
     values = losses(spec)
     assert sum(values[-5:]) < 0.8 * sum(values[:5])
+
+
+def test_another_number_of_processes_goes_on_after_the_cells_that_were_seen(cases):
+    """Half of an epoch in two processes: 2 of 3 batches each, which are 4 of 5 of one process."""
+    spec = cases.spec()
+    cases.train(spec, StopAtLook(2))
+    file = Path(spec.run_dir) / "checkpoints" / "last.ckpt"
+    stored = torch.load(file, weights_only=True)
+    stored["bmfm"] |= {"processes": 2, "batches": 2}
+    torch.save(stored, file)
+    write_json_atomic(manifest_of(file), {"sha256": hash_file(file), "step": 2})
+    summary, events = cases.train(spec)
+    assert any("resuming with 1 processes what 2 began" in text for text in notes(events))
+    assert summary["steps"] == 2 + 1 + 5
+    assert [entry["epoch"] for entry in history(spec) if "train/loss" in entry][2:] == [1.0, 1.2, 1.4, 1.6, 1.8, 2.0]

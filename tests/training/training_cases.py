@@ -8,11 +8,12 @@ import signal
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
 from bmfm_pipeline.config import RunConfig, compose
-from bmfm_pipeline.training import TrainSpec
+from bmfm_pipeline.training import PreparedData, TrainSpec
 from bmfm_pipeline.training.stopping import StopRequest
 
 TINY = {
@@ -70,6 +71,8 @@ class Cases:
     folder: Path
 
     def spec(self, name: str = "run", stage: str = "pretrain", init_from: Path | None = None, **changes) -> TrainSpec:
+        if init_from is not None:  # heads differ between pretraining and fine-tuning
+            changes.setdefault("model__load", "backbone")
         config = run_config(stage, **changes).model_dump(mode="json")
         start = None if init_from is None else str(init_from)
         return TrainSpec(stage, config, str(self.data), str(self.folder / name), start)
@@ -115,6 +118,38 @@ def assert_same_training(spec: TrainSpec, reference: TrainSpec) -> None:
     assert history(spec) == history(reference)
     assert equal(checkpoint(spec)["state_dict"], checkpoint(reference)["state_dict"])
     assert equal(exported(spec), exported(reference))
+
+
+def few_labels(cases: Cases, **changes) -> dict:
+    """Changes for two losses without dropout, one of them on a label that most of 41 cells lack.
+
+    A larger epsilon than usual, because AdamW makes steps of full size of gradients that are nothing but rounding.
+    """
+    names = list(PreparedData(cases.data).label_dict["celltype"])
+    return {
+        "model__hidden_dropout_prob": 0,
+        "model__attention_probs_dropout_prob": 0,
+        "trainer__epsilon": 1e-4,
+        "data_module__limit_dataset_samples": {"train": 41, "dev": 9, "test": 20},
+        "data_module__collation_strategy": "multitask",
+        "trainer__losses": None,
+        "label_columns": [{"label_column_name": "celltype", "silent_label_values": names[:7]}],
+        **changes,
+    }
+
+
+def assert_equal_to_rounding(spec: TrainSpec, reference: TrainSpec) -> None:
+    """The same loss curve, the same validations and the same weights to 1e-6."""
+
+    def numbers(entry: dict) -> dict:
+        return {name: value for name, value in entry.items() if name != "epoch"}
+
+    found, expected = history(spec), history(reference)
+    assert [numbers(entry) for entry in found] == [pytest.approx(numbers(entry), rel=1e-6) for entry in expected]
+    weights, others = exported(spec), exported(reference)
+    assert weights.keys() == others.keys()
+    for name, value in weights.items():
+        torch.testing.assert_close(value, others[name], rtol=0, atol=1e-6)
 
 
 def notes(events: list[dict]) -> list[str]:

@@ -9,7 +9,9 @@ from bmfm_pipeline.commands.terminal import Terminal
 
 def predict(arguments: argparse.Namespace) -> dict[str, Any]:
     from bmfm_pipeline.stages.predict import predict_file
+    from bmfm_pipeline.stages.prediction_settings import read_settings
 
+    settings = read_settings(arguments.overrides)
     with Terminal() as terminal:
         terminal({"kind": "step", "stage": "predict", "step_name": "predict"})
         found = predict_file(
@@ -18,6 +20,7 @@ def predict(arguments: argparse.Namespace) -> dict[str, Any]:
             arguments.output,
             layer=arguments.layer,
             batch_size=arguments.batch_size,
+            settings=settings,
             on_progress=terminal,
         )
     return _say(found, arguments)
@@ -36,6 +39,7 @@ def predict_as_configured(run, arguments: argparse.Namespace) -> dict[str, Any]:
 def _say(found: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
     genes = found["genes"]
     lines = [f"{found['cells']} cells predicted: {found['output']}/predictions.csv"]
+    lines.append(f"{found['tensors_loaded']} tensors of the model were loaded, none was missing or left over")
     lines.append(f"{genes['known']} of {genes['genes']} genes are known to the model")
     lines += [f"{count} cells have no label: {reason}" for reason, count in found["reasons"].items()]
     print("\n".join(lines), file=sys.stderr if arguments.json else sys.stdout)

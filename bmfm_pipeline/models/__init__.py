@@ -13,6 +13,7 @@ from bmfm_pipeline.models.configuration import (
     SCPerformerConfig,
     describe_label_dict,
 )
+from bmfm_pipeline.models.importing import convert_checkpoint, model_folder
 from bmfm_pipeline.models.loading import (
     LoadReport,
     initialise_from,
@@ -49,11 +50,13 @@ __all__ = [
     "SCPerformerConfig",
     "SCPerformerForMultitask",
     "build_model",
+    "convert_checkpoint",
     "describe_label_dict",
     "find_backbone",
     "initialise_from",
     "load_model",
     "load_weights",
+    "model_folder",
     "pool",
     "read_config",
     "read_state_dict",

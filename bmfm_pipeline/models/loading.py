@@ -19,7 +19,9 @@ from bmfm_pipeline.models.schema import module_name
 
 log = logging.getLogger(__name__)
 
-POLICIES = ("strict", "backbone")
+# How weights may be taken over; see load_weights.
+POLICIES = ("strict", "backbone", "encoder")
+_HEADS = "cls."
 _LABEL_HEAD = "cls.label_predictions.predictions.label_decoders."
 _GROUP = "cls.label_predictions.predictions.task_groups."
 _FIELD_HEAD = "cls.predictions.predictions.decoder.field_decoders."
@@ -30,6 +32,7 @@ class LoadReport:
     """What became of every tensor. `new_heads` and `not_used` name heads; the other lists name tensors."""
 
     source: str = ""
+    policy: str = "strict"
     loaded: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
@@ -44,7 +47,8 @@ class LoadReport:
 
     def render(self) -> str:
         """The account in lines, for the terminal."""
-        lines = [f"weights{' from ' + self.source if self.source else ''}: {len(self.loaded)} tensors loaded"]
+        origin = f" from {self.source}" if self.source else ""
+        lines = [f"weights{origin}: {len(self.loaded)} tensors loaded ({self.policy})"]
         for title, names in (
             ("new, started at random", self.new_heads),
             ("in the checkpoint but not used", self.not_used),
@@ -75,8 +79,8 @@ def load_weights(
 
     `strict`: every tensor of the model is there with its shape, and no other. `backbone`: a pretrained model becomes the start of
     another one: encoder, embeddings, pooler, transform and same-named heads are taken over; heads (and input fields) that the
-    checkpoint does not have start fresh and are listed in `new_heads`, heads that the model does not have in `not_used`.
-    Anything else that differs is an error. `source_config`, the checkpoint's configuration, lets vocabularies and label
+    checkpoint does not have start fresh and are listed in `new_heads`, heads that the model does not have in `not_used`. `encoder`: the
+    same without any head. Anything else that differs is an error. `source_config`, the checkpoint's configuration, lets vocabularies and label
     dictionaries be compared: equal sizes with different meanings are refused. Label heads in `reset_heads` start fresh in any case.
 
     Raises CheckpointError listing every difference.
@@ -85,9 +89,12 @@ def load_weights(
         raise ValueError(f"policy {policy!r}: there are {', '.join(POLICIES)}")
     given = _without_wrapper_prefix(state_dict, model)
     own = model.state_dict()
-    report = LoadReport(source=source)
+    report = LoadReport(source=source, policy=policy)
     reset = tuple(f"{_LABEL_HEAD}{module_name(name)}." for name in reset_heads)
-    given = {name: tensor for name, tensor in given.items() if not name.startswith(reset)} if reset else given
+    if policy == "encoder":
+        reset, reset_heads = (_HEADS,), [label.name for label in model.config.model_labels]
+    left_out = [name for name in given if reset and name.startswith(reset)]
+    given = {name: tensor for name, tensor in given.items() if name not in left_out} if left_out else given
     for name, tensor in own.items():
         if name not in given:
             report.missing.append(name)
@@ -99,8 +106,9 @@ def load_weights(
             report.loaded.append(name)
     report.unexpected = [name for name in given if name not in own]
     _excuse_missing(report, model)
-    if policy == "backbone":
+    if policy != "strict":
         _sort_differences(report, model, given)
+        report.not_used += [head for head in dict.fromkeys(map(_head_of, left_out)) if head not in report.not_used]
     elif reset:
         raise ValueError("reset_heads needs policy='backbone'")
     problems = _meaning_differences(report, model.config, source_config, reset_heads)
@@ -222,10 +230,13 @@ def _refusal(report: LoadReport, problems: list[str], model: PreTrainedModel, po
     )
     if heads or any(problem.startswith("label column") for problem in problems):
         lines.append(
-            "  give the label column another name, use the checkpoint's label dictionary, or reset that head to start it fresh"
+            "  give the label column another name, use the checkpoint's label dictionary "
+            "(data_module.dataset_kwargs.label_dict_path=MODEL/label_dict.json), or start all heads fresh: model.load=encoder"
         )
     if policy == "strict" and not report.shape_mismatch and not problems:
-        lines.append("  to start another task from these weights, load them with policy='backbone'")
+        lines.append(
+            "  to start another task from these weights, set model.load=backbone: heads of the same name are taken over, others start fresh"
+        )
     return "\n".join(lines)
 
 
@@ -261,8 +272,18 @@ def read_config(folder: str | Path) -> MultitaskConfig:
     return backbone.config_class.from_dict(stored)
 
 
-def initialise_from(model: PreTrainedModel, folder: str | Path, *, reset_heads: Collection[str] = ()) -> LoadReport:
-    """Start `model` from the pretrained model in `folder` (policy `backbone`), comparing vocabularies and label dictionaries."""
+def initialise_from(
+    model: PreTrainedModel,
+    folder: str | Path,
+    policy: str = "strict",
+    *,
+    reset_heads: Collection[str] = (),
+    source: str | None = None,
+) -> LoadReport:
+    """Start `model` from the one in `folder`, comparing vocabularies and label dictionaries; see `load_weights` for the policies.
+
+    `source` is what the report calls the folder. Raises CheckpointError listing every difference.
+    """
     source_config = read_config(folder)
     if source_config.model_type != model.config.model_type:
         raise CheckpointError(
@@ -271,42 +292,36 @@ def initialise_from(model: PreTrainedModel, folder: str | Path, *, reset_heads: 
     report = load_weights(
         model,
         read_state_dict(folder),
-        "backbone",
+        policy,
         source_config=source_config,
         reset_heads=reset_heads,
-        source=str(folder),
+        source=source or str(folder),
     )
     log.info("%s", report.render())
     return report
 
 
-def load_model(uri: str | Path) -> PreTrainedModel:
-    """The model in a folder written by save_pretrained (or at the URI of one, or of a model artefact), in evaluation mode.
+def refuse_misfits(config: MultitaskConfig, state: Mapping[str, Tensor], source: str) -> None:
+    """Compare shapes before anything of the sizes that `config` claims is made. Raises CheckpointError."""
+    with torch.device("meta"):
+        shapes = find_backbone(config.model_type).model_class(config)
+    load_weights(shapes, state, source=source)
 
-    Strict: raises CheckpointError unless every tensor fits.
+
+def load_model(uri: str | Path, *, source: str | None = None) -> PreTrainedModel:
+    """The model behind `uri`, in evaluation mode: a model folder or artefact, a .ckpt file, or a repository of the hub (`org/name`).
+
+    Strict: raises CheckpointError unless every tensor fits. `load_report` of the model is the account of them, in which `source` stands
+    for the address.
     """
-    folder = _local_folder(uri)
-    config = read_config(folder)
+    from bmfm_pipeline.models.importing import model_folder
+
+    folder = model_folder(uri)
+    config, state = read_config(folder), read_state_dict(folder)
+    refuse_misfits(config, state, source or str(uri))
     model = find_backbone(config.model_type).model_class(config)
-    report = load_weights(model, read_state_dict(folder), source=str(uri))
+    report = load_weights(model, state, source=source or str(uri))
     log.info("%s", report.render())
     model.name_or_path = str(uri)
+    model.load_report = report
     return model.eval()
-
-
-def _local_folder(uri: str | Path) -> Path:
-    text = str(uri)
-    if "://" in text and not text.startswith("file://"):
-        from bmfm_pipeline.storage import load_artefact
-
-        return load_artefact(text).local()
-    folder = Path(text.removeprefix("file://"))
-    if not folder.is_dir():
-        raise CheckpointError(
-            f"{uri}: no such folder; give a folder written by save_pretrained or the URI of a model artefact"
-        )
-    return (
-        folder
-        if (folder / "config.json").exists() or not (folder / "model" / "config.json").exists()
-        else folder / "model"
-    )

@@ -9,7 +9,7 @@ from bmfm_pipeline.config import load_entry, require_path
 from bmfm_pipeline.config.reshaping import table_paths
 from bmfm_pipeline.errors import ConfigError, DataError, StorageError
 from bmfm_pipeline.stages.gene_tables import gene_inputs
-from bmfm_pipeline.stages.labels import label_input
+from bmfm_pipeline.stages.labels import label_input, ontology_inputs
 from bmfm_pipeline.stages.source_files import common_folder, expand_address, named_files, stands_for_several
 from bmfm_pipeline.stages.splits import split_input
 from bmfm_pipeline.storage import (
@@ -164,6 +164,7 @@ def source_inputs(run, workspace: Workspace) -> dict[str, dict[str, Any]]:
             )
         inputs["tokenizer"] = {"id": content_hash(path, workspace.memo), "uri": strip_userinfo(path)}
     inputs |= _step_inputs(run, workspace)
+    inputs |= ontology_inputs(run, workspace.memo)
     return {**inputs, **split_input(run, workspace), **label_input(run), **gene_inputs(run, workspace.memo)}
 
 
@@ -234,6 +235,10 @@ def input_folder(job, role: str) -> Path:
     """The folder of an input on this machine; an artefact is looked up again, for it may have been deleted meanwhile."""
     entry = job.inputs[role]
     if not entry.get("stage"):
+        if role in ("checkpoint", "model"):
+            from bmfm_pipeline.models import model_folder
+
+            return model_folder(entry["uri"])
         return localise(entry["uri"])
     artefact = find_artefact(Workspace(job.workspace), entry["stage"], entry["id"])
     if artefact is None:

@@ -9,34 +9,43 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
 from bmfm_pipeline.config import RunConfig
+from bmfm_pipeline.config.strict import readable
 from bmfm_pipeline.data.label_files import read_label_dict
 from bmfm_pipeline.data.sources import check_genes, open_source
 from bmfm_pipeline.data.sources.checks import check_names, where_counts_lie
 from bmfm_pipeline.data.stores import MemoryStore
-from bmfm_pipeline.data.transforms import Chain
-from bmfm_pipeline.errors import CheckpointError, ConfigError, DataError, StorageError
+from bmfm_pipeline.data.transforms import Chain, build_chain
+from bmfm_pipeline.errors import CheckpointError, ConfigError, DataError
 from bmfm_pipeline.stages.gene_names import merges_genes
-from bmfm_pipeline.storage import Workspace, disk_errors, load_artefact, localise, read_json
+from bmfm_pipeline.stages.models import find_checkpoint
+from bmfm_pipeline.stages.prediction_settings import left_to_defaults, merge_settings, settings_of_config
+from bmfm_pipeline.storage import Workspace, disk_errors, localise, read_json, strip_userinfo
 from bmfm_pipeline.tracking import EXPERIMENT, StageTracker, tracking_uri
 from bmfm_pipeline.training.gene_tables import builder_options, with_kept_tables
 from bmfm_pipeline.training.prepared import batching_config, field_specs
 from bmfm_pipeline.vocabulary import MultiFieldVocabulary
 
-FILES = ("predictions.csv", "probabilities.csv", "embeddings.csv")
+FILES = ("predictions.csv", "probabilities.csv", "logits.csv", "embeddings.csv")
+_ASKED_BY = ("output_predictions", "output_embeddings")
 _OTHER_NAMES = (
     "Rename the genes of the file to the names that the model was trained with; a model whose data were preprocessed with "
     "data_module.transform_kwargs.gene_names.table=hgnc (after `bmfm genes download`) takes symbols, aliases and Ensembl ids alike"
 )
 Progress = Callable[[dict[str, Any]], None]
 logger = logging.getLogger(__name__)
+BY_DEFAULT = (
+    "%s does not say how cells are prepared for it, so these settings are used: %s. Change one with data_module.KEY=VALUE, and compare "
+    "predictions with known ones before relying on them"
+)
 UNKNOWN_VALUES = "%d expression values were not among those of the training cells and were read as [UNK]"
 
 
@@ -51,10 +60,16 @@ class Predictor:
     class_names: dict[str, list[str]]
     pooling: Any = "first_token"
     values_from: str | None = None
+    published: bool = False  # elsewhere, without settings of the data; `defaults` are those that nobody has chosen
+    defaults: tuple[str, ...] = ()
 
     @classmethod
-    def open(cls, folder: str | Path) -> "Predictor":
-        """Read what a training stage exported. Raises CheckpointError when the folder lacks what prediction needs."""
+    def open(cls, folder: str | Path, settings: dict[str, Any] | None = None, insist: bool = True) -> "Predictor":
+        """Read what a training stage exported.
+
+        `settings` are keys of the data module, for a model that carries none (`defaults` then lists those left to defaults); a model
+        of ours is used as it was trained, and settings are refused, or left aside unless `insist`. Raises CheckpointError when the folder lacks what prediction needs, ConfigError.
+        """
         folder = Path(folder)
         for name in ("config.json", "bmfm.json", "transforms.json"):
             if not (folder / name).exists():
@@ -63,6 +78,18 @@ class Predictor:
                 )
         stored = read_json(folder / "bmfm.json")
         module = with_kept_tables(stored["data_module"], folder)
+        chain, defaults = Chain.from_json(read_json(folder / "transforms.json")), stored.get("defaults")
+        if defaults is None and not insist:
+            settings = None
+        if settings and defaults is None:
+            raise ConfigError(
+                f"data_module.{next(iter(settings))}: cannot be changed for a model that is trained already: cells are prepared as its "
+                "training cells were"
+            )
+        if settings:
+            module, defaults = merge_settings(module, settings), left_to_defaults(defaults, settings)
+            if "transforms" in settings.get("transform_kwargs", {}):
+                chain = build_chain(module["transform_kwargs"]["transforms"] or [])
         module |= {"collation_strategy": "sequence_classification", "mlm": False, "masking_strategy": None}
         plain = {
             "fields": stored["fields"],
@@ -80,14 +107,23 @@ class Predictor:
                 ids = {} if column["is_regression_label"] else known[name]
                 names[name] = sorted(ids, key=ids.get)
         trainer = read_json(folder / "run_config.json")["trainer"] if (folder / "run_config.json").exists() else {}
+        vocabularies = MultiFieldVocabulary.load(folder)
+        if "genes" not in vocabularies:
+            raise CheckpointError(f"{folder}: reads {', '.join(vocabularies)}, so it cannot predict for cells of genes")
+        try:
+            run = RunConfig.model_validate({**plain, "task": {"kind": "predict"}})
+        except ValidationError as error:
+            raise readable(error) from None
         return cls(
             folder,
-            RunConfig.model_validate({**plain, "task": {"kind": "predict"}}),
-            Chain.from_json(read_json(folder / "transforms.json")),
-            MultiFieldVocabulary.load(folder),
+            run,
+            chain,
+            vocabularies,
             names,
-            trainer.get("pooling_method", "first_token"),
+            trainer.get("pooling_method", stored.get("pooling_method", "first_token")),
             stored.get("values_from"),
+            defaults is not None,
+            tuple(defaults or ()),
         )
 
 
@@ -99,20 +135,29 @@ def predict_file(
     layer: str | None = None,
     batch_size: int | None = None,
     pooling: Any = None,
+    settings: dict[str, Any] | None = None,
+    insist: bool = True,
+    files: Collection[str] = FILES,
     workspace: str | None = None,
     on_progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Write predictions.csv (cell, each label, reason), probabilities.csv and embeddings.csv (no header) into `output`.
+    """Write predictions.csv (cell, each label, reason), probabilities.csv, logits.csv and embeddings.csv (no header) into `output`.
 
-    The three files appear together when all cells are done; a run that fails leaves what was there before. Returns numbers for a
-    person: cells, unusable cells by reason, genes known and unknown. Raises DataError, CheckpointError or StorageError.
+    `model` is whatever names a checkpoint. The files appear together when all cells are done; a run that fails leaves what was there
+    before. `settings` are keys of the data module for a model that carries none; for another they are refused, or left aside unless
+    `insist`; `files` are those that are kept. Returns numbers for a person: cells, unusable cells
+    by reason, genes known and unknown, settings left to defaults, weights loaded. Raises DataError, CheckpointError, ConfigError or
+    StorageError.
     """
-    from bmfm_pipeline.models import load_model
+    from bmfm_pipeline.models import load_model, model_folder
 
     place = Workspace(workspace)
-    folder = _model_folder(model)
-    predictor = Predictor.open(folder)
-    network = load_model(folder)
+    named = find_checkpoint(model, place, None, stage="finetune")
+    folder = model_folder(named.uri)
+    predictor = Predictor.open(folder, settings, insist)
+    network = load_model(folder, source=strip_userinfo(named.uri))
+    if predictor.defaults:
+        logger.warning(BY_DEFAULT, model, "; ".join(predictor.defaults))
     source = open_source(localise(file), layer, _duplicates(predictor))
     genes = _check(source, predictor)
     output = Path(output).expanduser().absolute()
@@ -130,25 +175,22 @@ def predict_file(
             with disk_errors(output):
                 writing = _Writing(staging, predictor, source, network, batch_size, pooling or predictor.pooling)
                 reasons = writing.run(on_progress or (lambda event: None))
-                for name in FILES:
+                for name in files:
                     if (staging / name).exists():
                         os.replace(staging / name, output / name)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
         summary = {"cells": source.n_cells, "unusable": sum(reasons.values()), "reasons": reasons, "genes": genes}
         summary["values_outside_vocabulary"] = writing.unknown_values
+        summary |= {"settings_by_default": list(predictor.defaults), "tensors_loaded": len(network.load_report.loaded)}
         if writing.unknown_values:
             logger.warning(UNKNOWN_VALUES, writing.unknown_values)
-        tracker.log_params({"input": str(file), "model": str(model), "output": str(output)})
+        tracker.log_params(
+            {"input": str(file), "model": str(model), "model_hash": named.id, "output": str(output)}
+            | ({"settings_by_default": "; ".join(predictor.defaults)} if predictor.defaults else {})
+        )
         tracker.log_metrics({"cells": source.n_cells, "unusable_cells": summary["unusable"]})
     return {"output": str(output), "model": str(model), **summary}
-
-
-def _model_folder(uri: str) -> Path:
-    try:
-        return load_artefact(uri).local()
-    except StorageError:
-        return localise(uri)
 
 
 def _duplicates(predictor: Predictor) -> str:
@@ -172,12 +214,11 @@ def _check(source, predictor: Predictor) -> dict[str, Any]:
             )
     if problems:
         raise DataError(f"{source.path} cannot be used:\n" + "\n".join(f"- {problem}" for problem in problems))
-    return check_genes(
-        predictor.chain.gene_names(source.var_names),
-        predictor.vocabularies["genes"].tokens,
-        "the model",
-        cure=_OTHER_NAMES,
-    )
+    names, vocabulary = predictor.chain.gene_names(source.var_names), predictor.vocabularies["genes"]
+    own = vocabulary.tokens[vocabulary.n_special :]
+    # A model of few genes finds them all in a file of many.
+    floor = {"min_share": 0.0} if 2 * len(set(own) & set(names)) >= len(own) else {}
+    return check_genes(names, vocabulary.tokens, "the model", cure=_OTHER_NAMES, **floor)
 
 
 class _Writing:
@@ -197,12 +238,14 @@ class _Writing:
             open(self.folder / "predictions.csv", "w", newline="") as labels,
             open(self.folder / "probabilities.csv", "w", newline="") as probabilities,
             open(self.folder / "embeddings.csv", "w", newline="") as embeddings,
+            open(self.folder / "logits.csv", "w", newline="") as logits,
         ):
-            writers = csv.writer(labels), csv.writer(probabilities), csv.writer(embeddings)
+            writers = csv.writer(labels), csv.writer(probabilities), csv.writer(embeddings), csv.writer(logits)
             names = self.predictor.class_names
             writers[0].writerow(["cell", *names, "reason"])
             classes = [f"{column}_{name}" for column, known in names.items() for name in known]
             writers[1].writerow(["cell", *classes])
+            writers[3].writerow(["cell", *classes])
             for start, chunk in self.source.iter_chunks():
                 cells = [str(name) for name in self.source.obs_names[start : start + chunk.shape[0]]]
                 why = self._chunk(cells, chunk, writers, len(classes))
@@ -227,6 +270,7 @@ class _Writing:
                 writers[0].writerow([cell, *blank, applied.reasons[row]])
                 writers[1].writerow([cell, *[""] * n_classes])
                 writers[2].writerow([cell, *["nan"] * width])
+                writers[3].writerow([cell, *[""] * n_classes])
                 continue
             words = (_label(entry, index, separators[name]) for name, entry in found.labels.items())
             writers[0].writerow([cell, *words, ""])
@@ -238,6 +282,7 @@ class _Writing:
             ]
             writers[1].writerow([cell, *shares])
             writers[2].writerow([cell, *(f"{value:.7g}" for value in found.embeddings[index])])
+            writers[3].writerow([cell, *(f"{value:.7g}" for entry in found.logits.values() for value in entry[index])])
         return applied.reasons
 
     def _width(self, found) -> int:
@@ -251,8 +296,10 @@ class _Writing:
         from bmfm_pipeline.evaluation.inference import predict_loader
         from bmfm_pipeline.stages.planning import settled
 
-        # Genes in the order of the vocabulary, as in the processed file: the same cell is cut and shuffled alike in both.
-        order = np.argsort(self.predictor.vocabularies["genes"].ids(applied.gene_names), kind="stable")
+        order = np.arange(len(applied.gene_names))
+        if not self.predictor.published:
+            # Genes in the order of the vocabulary, as in the processed file: the same cell is cut and shuffled alike in both.
+            order = np.argsort(self.predictor.vocabularies["genes"].ids(applied.gene_names), kind="stable")
         values = applied.values[usable][:, order]
         values.sort_indices()
         names = np.array([cells[row] for row in usable], dtype=object)
@@ -275,6 +322,7 @@ class _Writing:
             loader,
             self.predictor.class_names,
             pooling=self.pooling,
+            keep_logits=True,
             precision=run.task.precision,
             device="cuda" if run.task.accelerator == "gpu" else "cpu",
         )
@@ -306,8 +354,14 @@ def predict_with_config(run: RunConfig, workspace: str | None, on_progress: Prog
             f"predict: data_module.transform_kwargs.source_h5ad_file_name must name one file, and {source.place} are named; predict one "
             "file after another, each into a folder of its own"
         )
+    files = [name for name in FILES if getattr(run.task, _ASKED_BY[name == "embeddings.csv"])]
+    if not files:
+        raise ConfigError(
+            "predict: task.output_predictions and task.output_embeddings are both false, so nothing would be written"
+        )
     output = run.task.default_root_dir or str(Path(Workspace(workspace).uri) / "predictions")
     return predict_file(
         run.task.checkpoint, source.uri, output, workspace=workspace, on_progress=on_progress,
         layer=run.data_module.transform_kwargs.layer, batch_size=run.data_module.batch_size,
+        settings=settings_of_config(run), insist=False, files=files,
     )  # fmt: skip

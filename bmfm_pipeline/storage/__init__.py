@@ -16,7 +16,7 @@ from bmfm_pipeline.storage.hashing import ContentMemo, content_hash, hash_bytes,
 from bmfm_pipeline.storage.locks import exclusive, exclusive_file
 from bmfm_pipeline.storage.placing import other_content, place_copy, same_content
 from bmfm_pipeline.storage.remote import attempt, exists, open_zarr
-from bmfm_pipeline.storage.uris import is_pattern, is_remote, join_uri, local_path, strip_userinfo
+from bmfm_pipeline.storage.uris import is_pattern, is_remote, join_uri, local_path, strip_userinfo, without_places
 from bmfm_pipeline.storage.workspace import Workspace
 
 __all__ = [
@@ -52,6 +52,7 @@ __all__ = [
     "release_copies",
     "same_content",
     "strip_userinfo",
+    "without_places",
     "write_json_atomic",
     "write_text_atomic",
 ]

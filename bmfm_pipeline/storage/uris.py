@@ -3,12 +3,15 @@
 import os
 import re
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from bmfm_pipeline.errors import StorageError
 
 REMOTE_SCHEMES = ("s3", "memory")
 _WILDCARDS = re.compile(r"[*?\[]")
+# An absolute path or an address that begins a text or follows a space, a bracket, a quotation mark, = or :.
+_PLACE = re.compile(r"(?:^|(?<=[\s('\"=:]))(?:~?/|[A-Za-z]:[\\/]|[A-Za-z][A-Za-z0-9+.-]*://)[^\s'\",;()]+")
 
 
 def is_remote(uri: str | os.PathLike) -> bool:
@@ -43,3 +46,17 @@ def strip_userinfo(uri: str) -> str:
     parts = urlsplit(uri)
     host = parts.netloc.rsplit("@", 1)[-1]
     return urlunsplit((parts.scheme, host, parts.path, parts.query, parts.fragment))
+
+
+def without_places(value: Any) -> Any:
+    """A copy of nested dictionaries and lists whose texts tell no place of this machine: of paths and addresses the last part is left."""
+    if isinstance(value, dict):
+        return {key: without_places(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_places(entry) for entry in value]
+    return _PLACE.sub(_last_part, value) if isinstance(value, str) else value
+
+
+def _last_part(found: re.Match) -> str:
+    text = found[0].split("?")[0].rstrip("/\\")
+    return re.split(r"[/\\]", text)[-1]

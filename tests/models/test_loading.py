@@ -1,5 +1,6 @@
 """Saving, strict loading, starting a fine-tune from a pretrained model, and everything that must be refused."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -94,6 +95,16 @@ def test_damaged_weights_are_refused_by_name(tmp_path):
         load_model(tmp_path)
 
 
+def test_a_folder_that_claims_another_size_is_refused_before_it_is_made(tmp_path):
+    make().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(
+        json.dumps(config | {"hidden_size": 4_000_000, "intermediate_size": 4_000_000})
+    )
+    with pytest.raises(CheckpointError, match=r"\(30, 16\) in the checkpoint, \(30, 4000000\) in the model"):
+        load_model(tmp_path)
+
+
 def test_nothing_is_copied_when_loading_is_refused(tmp_path):
     model, other = make(seed=0), make(seed=1, labels=[{"label_column_name": "x", "n_unique_values": 2}])
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -107,7 +118,7 @@ def test_finetune_takes_the_backbone_and_names_what_is_new_and_left(tmp_path):
     model = make(
         seed=5, labels=CELLTYPE, label_dict={"celltype": CLASSES}, expressions={"decode_modes": ["token_scores"]}
     )
-    report = initialise_from(model, folder)
+    report = initialise_from(model, folder, "backbone")
     assert report.new_heads == ["label head celltype"]
     assert report.not_used == ["field head genes_token_scores"]
     assert report.clean and "transform" not in str(report.not_used)
@@ -120,7 +131,7 @@ def test_finetune_takes_the_backbone_and_names_what_is_new_and_left(tmp_path):
 
 def test_finetune_without_field_heads_leaves_the_transform_behind(tmp_path):
     _, folder = pretrained(tmp_path)
-    report = initialise_from(make(labels=CELLTYPE, label_dict={"celltype": CLASSES}), folder)
+    report = initialise_from(make(labels=CELLTYPE, label_dict={"celltype": CLASSES}), folder, "backbone")
     assert set(report.not_used) == {
         "field head transform",
         "field head genes_token_scores",
@@ -132,39 +143,42 @@ def test_a_head_whose_classes_changed_is_refused(tmp_path):
     _, folder = pretrained(tmp_path, labels=CELLTYPE, label_dict={"celltype": CLASSES})
     shuffled = {"T cell": 0, "B cell": 1, "monocyte": 2}
     with pytest.raises(CheckpointError, match="in another order"):
-        initialise_from(make(labels=CELLTYPE, label_dict={"celltype": shuffled}), folder)
+        initialise_from(make(labels=CELLTYPE, label_dict={"celltype": shuffled}), folder, "backbone")
     renamed = {"B cell": 0, "NK": 1, "monocyte": 2}
     with pytest.raises(CheckpointError, match="only there: T cell; only here: NK"):
-        initialise_from(make(labels=CELLTYPE, label_dict={"celltype": renamed}), folder)
-    with pytest.raises(CheckpointError, match=r"(?s)celltype\.decoder\.weight .* reset that head"):
+        initialise_from(make(labels=CELLTYPE, label_dict={"celltype": renamed}), folder, "backbone")
+    with pytest.raises(
+        CheckpointError, match=r"(?s)celltype\.decoder\.weight .* start all heads fresh: model\.load=encoder"
+    ):
         larger = CLASSES | {"NK": 3}
-        initialise_from(make(labels=CELLTYPE, label_dict={"celltype": larger}), folder)
+        initialise_from(make(labels=CELLTYPE, label_dict={"celltype": larger}), folder, "backbone")
     fresh = make(seed=9, labels=CELLTYPE, label_dict={"celltype": shuffled})
     head = fresh.cls.label_predictions.predictions.label_decoders["celltype"].decoder.weight.clone()
-    report = initialise_from(fresh, folder, reset_heads=["celltype"])
+    assert initialise_from(fresh, folder, "encoder").new_heads == ["label head celltype"]
+    report = initialise_from(fresh, folder, "backbone", reset_heads=["celltype"])
     assert report.new_heads == ["label head celltype"]
     assert torch.equal(fresh.cls.label_predictions.predictions.label_decoders["celltype"].decoder.weight, head)
-    assert initialise_from(make(labels=CELLTYPE, label_dict={"celltype": CLASSES}), folder).new_heads == []
+    assert initialise_from(make(labels=CELLTYPE, label_dict={"celltype": CLASSES}), folder, "backbone").new_heads == []
 
 
 def test_unknown_class_names_are_noted_not_ignored(tmp_path):
     _, folder = pretrained(tmp_path, labels=[{"label_column_name": "celltype", "n_unique_values": 3}])
-    report = initialise_from(make(labels=CELLTYPE, label_dict={"celltype": CLASSES}), folder)
+    report = initialise_from(make(labels=CELLTYPE, label_dict={"celltype": CLASSES}), folder, "backbone")
     assert "class names of the checkpoint are not known" in report.notes[0]
 
 
 def test_another_vocabulary_of_the_same_size_is_refused(tmp_path):
     _, folder = pretrained(tmp_path, genes={"decode_modes": ["token_scores"], "vocab_sha256": "aa"})
     with pytest.raises(CheckpointError, match="vocabulary is not the checkpoint's"):
-        initialise_from(make(genes={"vocab_sha256": "bb"}), folder)
+        initialise_from(make(genes={"vocab_sha256": "bb"}), folder, "backbone")
 
 
 def test_a_smaller_backbone_is_refused_and_a_new_field_is_new(tmp_path):
     _, folder = pretrained(tmp_path)
     with pytest.raises(CheckpointError, match=r"missing from the checkpoint.*encoder\.layer\.1"):
-        initialise_from(make(num_hidden_layers=2), folder)
+        initialise_from(make(num_hidden_layers=2), folder, "backbone")
     wider = build_model(SIZES, [GENES, EXPRESSIONS, {"field_name": "perturbations", "vocab_size": 8}])
-    assert initialise_from(wider, folder).new_heads == ["input field perturbations"]
+    assert initialise_from(wider, folder, "backbone").new_heads == ["input field perturbations"]
 
 
 def test_wrapper_prefixes_are_taken_off():

@@ -104,7 +104,7 @@ def test_input_without_meaning_is_refused(finished, tmp_path):
         predict_file(model, str(tmp_path / "ensembl.h5ad"), tmp_path / "out")
     with pytest.raises(DataError, match=r"no such file"):
         predict_file(model, str(tmp_path / "absent.h5ad"), tmp_path / "out")
-    with pytest.raises(CheckpointError, match=r"holds no config\.json"):
+    with pytest.raises(CheckpointError, match="is a preprocess artefact, not a model"):
         predict_file(finished.artefacts["preprocess"], str(finished.file), tmp_path / "out")
 
 

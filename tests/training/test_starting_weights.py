@@ -1,14 +1,20 @@
 """Fine-tuning begins with pretrained weights, and accounts for every tensor of them."""
 
 import json
+import shutil
 from pathlib import Path
 
+import anndata
 import pytest
 import torch
 from safetensors.torch import load_file
-from training_cases import checkpoint, notes
+from training_cases import checkpoint, exported, notes
 
 from bmfm_pipeline.errors import CheckpointError, ConfigError
+from bmfm_pipeline.models import load_model, model_folder
+from bmfm_pipeline.stages import plan_stage, run_stage
+from bmfm_pipeline.training import TrainSpec
+from bmfm_pipeline.vocabulary import MultiFieldVocabulary
 
 
 @pytest.fixture
@@ -88,6 +94,72 @@ def test_a_checkpoint_that_does_not_fit_is_refused_tensor_by_tensor(cases, pretr
         cases.train(spec)
     assert "(765" in str(error.value) or "16)" in str(error.value)
     assert not (Path(spec.run_dir) / "model").exists()
+
+
+def test_other_cells_are_read_with_the_vocabulary_of_the_weights(cases, pretrained, mini_h5ad, tmp_path):
+    mini = anndata.read_h5ad(mini_h5ad)
+    other = mini[list(range(0, 700, 2)), list(range(764, -1, -2))].copy()
+    names = other.var_names.to_list()
+    other.var_names = [*names[:-2], "NEW-1", "NEW-2"]
+    other.write_h5ad(tmp_path / "other.h5ad")
+    words = [
+        "preset=none",
+        "task.max_steps=2",
+        "data_module.max_length=32",
+        "task.precision=32-true",
+        "model.load=backbone",
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BMFM_WORKSPACE", str(cases.data.parents[2]))
+        data, job = plan_stage(
+            "finetune",
+            str(tmp_path / "other.h5ad"),
+            label="celltype",
+            overrides=[*words, f"model.checkpoint={pretrained}"],
+        )
+        found = run_stage(data)
+    said = [note for note in job.config["notes"] if note.startswith("tokenizer:")]
+    assert len(said) == 1 and str(pretrained) in said[0]
+    for name in ("genes", "expressions"):
+        stored = MultiFieldVocabulary.load(pretrained)[name].sha256
+        assert MultiFieldVocabulary.load(found["uri"])[name].sha256 == stored
+    spec = TrainSpec("finetune", job.config, found["uri"], str(tmp_path / "run"), str(pretrained))
+    cases.train(spec)
+    report = json.loads((tmp_path / "run" / "loading_report.json").read_text())
+    assert report["policy"] == "backbone" and report["source"] == str(pretrained) and report["new_heads"]
+    embeddings = "scbert.embeddings.genes_embeddings.weight"
+    assert embeddings in report["loaded"]
+    assert exported(spec)[embeddings].shape == load_file(pretrained / "model.safetensors")[embeddings].shape
+
+
+def test_other_heads_than_those_of_a_foreign_model_are_refused_with_the_way_out(cases, pretrained):
+    spec = cases.spec("finetune", "finetune", init_from=pretrained, model__load="strict", **STILL)
+    with pytest.raises(CheckpointError, match=r"(?s)label head|celltype.*set model\.load=backbone"):
+        cases.train(spec)
+    spec = cases.spec("bare", "finetune", init_from=pretrained, model__load="encoder", **STILL)
+    cases.train(spec)
+    report = json.loads((Path(spec.run_dir) / "loading_report.json").read_text())
+    assert report["new_heads"] == ["label head celltype"] and not any(
+        name.startswith("cls.") for name in report["loaded"]
+    )
+
+
+def test_a_checkpoint_of_a_training_is_the_model_at_that_step(cases):
+    spec = cases.spec("pretrained", task__max_epochs=1, task__limit_train_batches=2)
+    cases.train(spec)
+    folder = Path(spec.run_dir) / "model"
+    shutil.copytree(Path(spec.run_dir) / "checkpoints", folder / "checkpoints")
+    model = load_model(folder / "checkpoints" / "last.ckpt")
+    wanted = checkpoint(spec)["state_dict"]
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, wanted[f"model.{name}"]), name
+    folder = model_folder(folder / "checkpoints" / "last.ckpt")
+    assert {"bmfm.json", "transforms.json", "tokenizers", "label_dict.json"} <= {
+        entry.name for entry in folder.iterdir()
+    }
+    shutil.copyfile(Path(spec.run_dir) / "checkpoints" / "last.ckpt", Path(spec.run_dir) / "alone.ckpt")
+    with pytest.raises(CheckpointError, match="without their configuration"):
+        load_model(Path(spec.run_dir) / "alone.ckpt")
 
 
 def test_a_resumed_run_keeps_its_weights_and_its_report(cases, pretrained):

@@ -10,6 +10,7 @@ _COMMANDS = {
     "datasets": "bmfm_pipeline.commands.datasets",
     "doctor": "bmfm_pipeline.commands.information",
     "evaluate": "bmfm_pipeline.commands.one_stage",
+    "export": "bmfm_pipeline.commands.exporting",
     "genes": "bmfm_pipeline.commands.genes",
     "finetune": "bmfm_pipeline.commands.one_stage",
     "plan": "bmfm_pipeline.commands.whole_chain",

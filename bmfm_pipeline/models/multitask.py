@@ -11,8 +11,10 @@ from bmfm_pipeline.errors import CheckpointError
 from bmfm_pipeline.models.backbone import Backbone, MultitaskOutput
 from bmfm_pipeline.models.configuration import MultitaskConfig
 from bmfm_pipeline.models.embeddings import SinusoidalPositions
+from bmfm_pipeline.models.expressed import GeneScores
 from bmfm_pipeline.models.gene2vec import PartlyFrozenEmbedding
 from bmfm_pipeline.models.heads import Heads
+from bmfm_pipeline.models.packing import Packing
 from bmfm_pipeline.models.value_encoders import ScaleAdaptEncoder
 
 
@@ -30,6 +32,8 @@ class MultitaskModel(PreTrainedModel):
     embeddings_name: ClassVar[str] = "embeddings"
     # Which parameters are the encoder's, searched for in their names; freezing the encoder freezes these.
     encoder_pattern: ClassVar[str] = r"\.encoder\."
+    # Last parts of the names of the encoder's Linear layers that low-rank adapters go into by default.
+    lora_targets: ClassVar[tuple[str, ...]] = ("query", "key", "value", "dense")
     # Last part of the names of tensors that published weights may lack, and what is said when all of them are missing.
     may_be_missing: ClassVar[dict[str, str]] = {}
 
@@ -60,6 +64,7 @@ class MultitaskModel(PreTrainedModel):
         positions: dict[str, Tensor] | None = None,
         output_attentions: bool = False,
         inputs_embeds: Tensor | None = None,
+        packing: Packing | None = None,
     ) -> MultitaskOutput:
         """Scores of every head for a batch.
 
@@ -70,13 +75,22 @@ class MultitaskModel(PreTrainedModel):
         positions : for each field whose heads are wanted, the flat indices into B * L to score; logits are then (n, V) or (n, 1)
             and fields it does not name are not scored at all. None scores every position of every field.
         inputs_embeds : (B, L, H) in place of `input_ids`; skips the embedding layer with its LayerNorm.
+        packing : from Packing.of, made here when it is not given. It is used where `positions` says which positions are
+            read: padding is then not computed, and states there are zero. Without `positions`, with attention weights, or in the
+            arithmetic of model.legacy_attention every position is computed.
         """
+        legacy = getattr(self.config, "legacy_attention", False)
+        if positions is None or output_attentions or legacy or not self.backbone.packs:
+            packing = None
+        elif packing is None:
+            attention_mask, packing = Packing.of(attention_mask)
         state = self.backbone(
             input_ids,
             attention_mask,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
             inputs_embeds=inputs_embeds,
+            packing=packing,
         )
         state.logits = self.cls(state, input_ids, self.backbone.embeddings, positions)
         return state
@@ -93,6 +107,9 @@ class MultitaskModel(PreTrainedModel):
                 init.zeros_(module.bias)
         elif isinstance(module, SinusoidalPositions):
             init.copy_(module.weight, module.table())
+        elif isinstance(module, GeneScores):
+            init.zeros_(module.weight)
+            init.constant_(module.sizes, module.num_embeddings**-0.5)
         elif isinstance(module, nn.Embedding):
             self.draw_weight(module)
             # The pad row is a slice, which does not carry the mark of a weight that was already loaded.

@@ -1,13 +1,12 @@
 """Which model types there are, and how one is built from plain dictionaries."""
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
-from bmfm_pipeline.errors import ConfigError
+from bmfm_pipeline.errors import ConfigError, did_you_mean
 from bmfm_pipeline.models.configuration import (
     MultitaskConfig,
     SCBertConfig,
@@ -105,11 +104,8 @@ def _refuse_unknown(options: dict[str, Any], backbone: BackboneType) -> None:
     known = {f.name for f in fields(backbone.config_class)} - {"fields", "label_columns"}
     for key in options:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            raise ConfigError(
-                f"model.{key}: {backbone.config_class.model_type} has no such setting"
-                + (f"; did you mean {near[0]}?" if near else "")
-            )
+            hint = did_you_mean(key, known, before="; ")
+            raise ConfigError(f"model.{key}: {backbone.config_class.model_type} has no such setting{hint}")
 
 
 def _with_label_dict(entry: dict[str, Any], label_dict: Mapping[str, Mapping[str, int]] | None) -> dict[str, Any]:

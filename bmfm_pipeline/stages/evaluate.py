@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 
 from bmfm_pipeline.config import DataModuleConfig, RunConfig
+from bmfm_pipeline.data.label_ontology import read_allowed
 from bmfm_pipeline.data.splits import split_sentence
 from bmfm_pipeline.errors import DataError
+from bmfm_pipeline.evaluation.card import numbers_of_test
 from bmfm_pipeline.evaluation.controls import run_controls, which_controls
 from bmfm_pipeline.evaluation.predictions import (
     read_control_predictions,
@@ -29,6 +31,7 @@ from bmfm_pipeline.stages.tracked import finish_tracking, start_tracking
 from bmfm_pipeline.storage import hash_file, read_json, write_json_atomic
 from bmfm_pipeline.storage import publish as publish_artefact
 from bmfm_pipeline.training.gene_tables import with_kept_tables
+from bmfm_pipeline.training.model_card import write_card
 from bmfm_pipeline.training.prepared import PreparedData
 
 logger = logging.getLogger(__name__)
@@ -54,7 +57,7 @@ def predict(job: Job, on_progress: Progress) -> dict[str, Any]:
     """One pass of the model over the test cells; everything after reads what is stored here."""
     from bmfm_pipeline.evaluation.inference import predict_loader
     from bmfm_pipeline.models import load_model
-    from bmfm_pipeline.objectives import build_objectives
+    from bmfm_pipeline.objectives import build_objectives, fit_constants
     from bmfm_pipeline.training.data_module import build_data_module
 
     shutil.rmtree(job.staging, ignore_errors=True)
@@ -71,15 +74,16 @@ def predict(job: Job, on_progress: Progress) -> dict[str, Any]:
         raise DataError(
             f"{data.prepared.folder}: the split has no test cells; set data_module.transform_kwargs.split_weights.test above 0"
         )
-    model = load_model(model_folder)
+    model = load_model(model_folder, source=job.inputs["model"]["uri"])
     labels = _class_names(data.prepared, run) if run.predicts_labels else {}
     trained = RunConfig.model_validate(read_json(model_folder / "run_config.json"))
-    objectives = None
+    objectives = constants = None
     if run.predicts_fields:
         losses = [entry for entry in trained.trainer.losses or [] if "field_name" in entry]
         objectives = build_objectives(
             losses, data.prepared.field_dicts(trained), [], data.prepared.token_values(trained)
         )
+        constants = fit_constants(objectives, data.training_labels())
     total = len(rows)
     truth = data.prepared.labels(run) if labels else None
     predictions = predict_loader(
@@ -88,6 +92,7 @@ def predict(job: Job, on_progress: Progress) -> dict[str, Any]:
         labels,
         truth=truth,
         objectives=objectives,
+        constants=constants,
         on_batch=lambda done: on_progress({"kind": "progress", "stage": "evaluate", "step": done, "max_steps": total}),
         device="cuda" if run.task.accelerator == "gpu" else "cpu",
         precision=run.task.precision,
@@ -156,7 +161,15 @@ def _settings(job: Job, run: RunConfig, groups: np.ndarray | None) -> Settings:
         rare_class_floor=run.evaluation.rare_class_floor,
         split_hash=split["hash"],
         groups=groups,
+        allowed=_allowed(PreparedData(input_folder(job, "data")), run),
     )
+
+
+def _allowed(prepared: PreparedData, run: RunConfig) -> dict[str, np.ndarray]:
+    """What the ontologies of label columns say, of those that have one."""
+    names = [column.label_column_name for column in run.label_columns if column.label_ontology is not None]
+    found = {name: read_allowed(prepared.folder, name, prepared.label_dict[name]) for name in names}
+    return {name: table for name, table in found.items() if table is not None}
 
 
 def metrics(job: Job, on_progress: Progress) -> dict[str, Any]:
@@ -222,6 +235,7 @@ def report(job: Job, on_progress: Progress) -> dict[str, Any]:
 def publish(job: Job, on_progress: Progress) -> dict[str, Any]:
     """Publish predictions, metrics and report."""
     write_json_atomic(job.staging / "run_config.json", job.config)
+    write_card(job.staging, input_folder(job, "model"), tests=numbers_of_test(job.staging))
     rows = read_json(job.staging / "metrics.json")
     headline = {
         f"{row['target']}_{row['metric']}": row["value"]
@@ -238,6 +252,6 @@ def publish(job: Job, on_progress: Progress) -> dict[str, Any]:
         code_version=job.code,
         summary={"name": job.name, **headline},
     )
-    links = finish_tracking(job, artefact, files=["metrics.json", "metrics.csv", "report.html"])
+    links = finish_tracking(job, artefact, files=["metrics.json", "metrics.csv", "report.html", "README.md"])
     links["Report"] = artefact.file("report.html")
     return {"uri": artefact.uri, "hash": artefact.hash, "summary": artefact.summary, "links": links}

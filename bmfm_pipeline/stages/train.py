@@ -13,8 +13,10 @@ from bmfm_pipeline.stages.jobs import Job
 from bmfm_pipeline.stages.running import Progress, step_result
 from bmfm_pipeline.stages.tracked import finish_tracking, log_progress, start_tracking
 from bmfm_pipeline.storage import publish as publish_artefact
-from bmfm_pipeline.storage import write_json_atomic
+from bmfm_pipeline.storage import read_json, write_json_atomic
 from bmfm_pipeline.training import TrainSpec, train_in_child
+from bmfm_pipeline.training.model_card import write_card
+from bmfm_pipeline.training.records import write_records
 
 logger = logging.getLogger(__name__)
 # Larger weights are not copied into MLflow: the run's tags say where they lie.
@@ -69,6 +71,18 @@ def train(job: Job, on_progress: Progress) -> dict[str, Any]:
     return {"uri": str(result.model_dir), "summary": result.summary}
 
 
+def _taken_over(file: Path) -> dict[str, int]:
+    """How many tensors came from the checkpoint, and how many heads did not; nothing where training began from scratch."""
+    if not file.exists():
+        return {}
+    report = read_json(file)
+    return {
+        "weights_loaded": len(report["loaded"]),
+        "heads_started_fresh": len(report["new_heads"]),
+        "heads_not_used": len(report["not_used"]),
+    }
+
+
 def publish(job: Job, on_progress: Progress) -> dict[str, Any]:
     """Publish the best weights as a model folder with all that prediction needs, the checkpoints and the history."""
     trained = step_result(job, "train")
@@ -79,6 +93,16 @@ def publish(job: Job, on_progress: Progress) -> dict[str, Any]:
     for name in ("history.jsonl", "loading_report.json"):
         if (training / name).exists():
             shutil.copy2(training / name, staging / name)
+    write_records(
+        staging,
+        name=job.name,
+        stage=job.stage,
+        config=job.config,
+        inputs=job.inputs,
+        summary=trained["summary"],
+        data=input_folder(job, "data"),
+    )
+    write_card(staging, staging)
     (staging / "checkpoints").mkdir()
     for file in sorted((training / "checkpoints").glob("*.ckpt")):
         _link(file, staging / "checkpoints" / file.name)
@@ -91,10 +115,10 @@ def publish(job: Job, on_progress: Progress) -> dict[str, Any]:
         inputs=job.inputs,
         config=job.view,
         code_version=job.code,
-        summary={"name": job.name, **trained["summary"]},
+        summary={"name": job.name, **trained["summary"], **_taken_over(staging / "loading_report.json")},
     )
     folder = artefact.local()
-    files = ["loading_report.json", "config.json", "label_dict.json"]
+    files = ["loading_report.json", "config.json", "label_dict.json", "README.md"]
     weights = {name: entry["bytes"] for name, entry in artefact.files.items() if name.endswith(".safetensors")}
     if sum(weights.values()) <= MOST_BYTES_IN_MLFLOW:
         files += weights

@@ -4,13 +4,18 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from bmfm_pipeline.storage import write_json_atomic
+from bmfm_pipeline.storage import without_places, write_json_atomic
+from bmfm_pipeline.training.adapters import Adapted, merge_adapters, save_adapter
+from bmfm_pipeline.training.averaging import averaged_weights
 from bmfm_pipeline.training.gene_tables import keep_tables
 from bmfm_pipeline.training.spec import TrainSpec
 
 
-def export_model(run, spec: TrainSpec, module, data, keeping) -> dict[str, Any]:
-    """Write run_dir/model from the best weights (the last ones when there was no validation) and read it back; returns the summary."""
+def export_model(run, spec: TrainSpec, module, data, keeping, adapted: Adapted | None = None) -> dict[str, Any]:
+    """Write run_dir/model from the best weights (the last ones when there was no validation) and read it back; returns the summary.
+
+    Adapters are written apart, in `adapter/`, and merged into the weights.
+    """
     import torch
     from transformers.utils.logging import disable_progress_bar
 
@@ -19,11 +24,18 @@ def export_model(run, spec: TrainSpec, module, data, keeping) -> dict[str, Any]:
     disable_progress_bar()
 
     best = keeping.best_path or keeping.last
-    state = torch.load(best, map_location="cpu", weights_only=True)["state_dict"]
+    kept = torch.load(best, map_location="cpu", weights_only=True)
+    state, best_step = averaged_weights(kept), int(kept["bmfm"]["step"])
     weights = {name.removeprefix("model."): tensor for name, tensor in state.items() if name.startswith("model.")}
     module.model.to("cpu").load_state_dict(weights, strict=True)
     folder = Path(spec.run_dir) / "model"
     shutil.rmtree(folder, ignore_errors=True)
+    if adapted is not None:
+        save_adapter(module.model, folder / "adapter", adapted)
+        merge_adapters(module.model)
+    for entry in module.model.config.fields:
+        if entry.get("pretrained_embedding"):  # the vectors are in the weights; the file is known by its name alone
+            entry["pretrained_embedding"]["filename"] = without_places(entry["pretrained_embedding"]["filename"])
     module.model.save_pretrained(folder)
     source = Path(spec.data)
     shutil.copytree(source / "tokenizers", folder / "tokenizers")
@@ -38,13 +50,18 @@ def export_model(run, spec: TrainSpec, module, data, keeping) -> dict[str, Any]:
     )  # the number of reads, where it was taken from the training cells
     plain["values_from"] = batching.values_from
     names = ("fields", "label_columns", "data_module", "tokenizer", "seed", "dataset", "preset_used", "values_from")
-    write_json_atomic(folder / "bmfm.json", {name: plain[name] for name in names})
+    plain["pooling_method"] = plain["trainer"]["pooling_method"]
+    stored = {name: plain[name] for name in (*names, "pooling_method")}
+    for name in ("fields", "data_module", "tokenizer"):  # prediction reads none of the files that they name
+        stored[name] = without_places(stored[name])
+    write_json_atomic(folder / "bmfm.json", stored)
     load_model(folder)  # strict: what was written is what was trained
     score = keeping.best_score if keeping.best_path is not None else None
     return {
         "parameters": sum(parameter.numel() for parameter in module.model.parameters()),
         "best_validation_loss": score,
         "best_checkpoint": best.name,
+        "best_step": best_step,
         "train_cells": len(data.rows["train"]),
         "dev_cells": len(data.rows["dev"]),
         "unknown_genes": data.builder.report.unknown_genes,

@@ -122,7 +122,7 @@ def test_a_fine_tune_takes_over_all_but_the_heads(tmp_path, name):
     torch.manual_seed(1)
     more = {"field_name": "perturbations", "vocab_size": 8}
     model = build_model(options, [*FIELDS, more], LABELS[:1])
-    report = initialise_from(model, tmp_path)
+    report = initialise_from(model, tmp_path, "backbone")
     assert report.clean and set(report.new_heads) == {"label head celltype", "input field perturbations"}
     before, after = source.state_dict(), model.state_dict()
     assert all(torch.equal(before[key], after[key]) for key in before)
@@ -144,9 +144,9 @@ def test_label_heads_share_a_group_reverse_gradients_and_read_their_position(nam
     with torch.no_grad():
         output = model(ids, mask)
         heads = model.cls.label_predictions.predictions
-        assert torch.allclose(output.logits["donor"], heads.label_decoders["donor"](output.head_states[:, 1]))
+        assert torch.allclose(output.logits["donor"], heads.label_decoders["donor"].decoder(output.head_states[:, 1]))
         shared = heads.task_groups["place"](output.embeddings)
-        assert torch.allclose(output.logits["tissue"], heads.label_decoders["tissue"](shared), atol=1e-6)
+        assert torch.allclose(output.logits["tissue"], heads.label_decoders["tissue"].decoder(shared), atol=1e-6)
         mvc = model.cls.predictions.predictions.head("expressions_mvc_regression")
         genes = model.backbone.embeddings.embed_field("genes", ids[:, 0])
         assert torch.allclose(output.logits["expressions_mvc_regression"], mvc(genes, output.embeddings[:, None]))

@@ -37,7 +37,7 @@ def made(table, **settings):
 
 
 def test_kept_rows_do_not_move_under_adamw_with_weight_decay(table):
-    from bmfm_pipeline.training.module import decay_groups
+    from bmfm_pipeline.training.optimiser import decay_groups
 
     model = made(table)
     embedding = model.backbone.embeddings.genes_embeddings

@@ -310,7 +310,7 @@ def test_inputs_embeds_take_the_place_of_the_embedding_layer():
     ("change", "words"),
     [
         ({"model_type": "bert"}, "unknown"),
-        ({"hiden_size": 32}, "did you mean hidden_size"),
+        ({"hiden_size": 32}, "did you mean 'hidden_size'"),
         ({"num_attention_heads": 5}, "not divisible"),
         ({"attention": "sparse"}, "'torch', 'flex', 'classic', null"),
         ({"position_embedding_type": "rotary"}, "absolute"),

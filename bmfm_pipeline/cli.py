@@ -12,7 +12,7 @@ from bmfm_pipeline.errors import PipelineError, Preempted
 
 EXIT_USER_ERROR = 2
 EXIT_PREEMPTED = 75
-TAKE_OVERRIDES = ("run", "plan", "preprocess", "pretrain", "finetune", "evaluate")
+TAKE_OVERRIDES = ("run", "plan", "preprocess", "pretrain", "finetune", "evaluate", "predict")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -135,13 +135,24 @@ def _parser() -> argparse.ArgumentParser:
             help="a dataset name, an h5ad file or a folder of them (optional with -cn)",
         )
     predict = add("predict", "labels, probabilities and embeddings for the cells of an h5ad file")
-    predict.add_argument("--model", required=True, metavar="URI", help="a fine-tuned model artefact")
+    predict.add_argument(
+        "--model", required=True, metavar="URI",
+        help="a fine-tuned model: artefact, folder, .ckpt file, repository of the Hugging Face hub (org/name), or 'latest'",
+    )  # fmt: skip
     predict.add_argument("--input", required=True, metavar="FILE", help="an h5ad file; labels are not needed")
     predict.add_argument(
         "--output", required=True, metavar="DIR", help="folder for predictions.csv, probabilities.csv, embeddings.csv"
     )
     predict.add_argument("--layer", metavar="NAME", help="layer of the file that holds counts, or 'raw' (default X)")
     predict.add_argument("--batch-size", type=int, metavar="N", help="cells in a batch (default: as in training)")
+    export = add("export", "a model as a folder to share: weights, vocabulary, classes, and a card with its numbers")
+    export.add_argument("--model", required=True, metavar="URI", help="a model artefact")
+    export.add_argument("--output", required=True, metavar="DIR", help="a folder that is not there yet")
+    export.add_argument(
+        "--evaluation", metavar="URI", help="the test whose numbers the card shows (default: the newest of this model)"
+    )
+    export.add_argument("--license", metavar="NAME", help="the licence that the card names, such as apache-2.0")
+    export.add_argument("--name", help="what the card calls the model")
     data = add("data", "look into a data file: `bmfm data inspect FILE`")
     data.add_argument("what", choices=["inspect"])
     data.add_argument(

@@ -19,6 +19,7 @@ POOLS = {"preprocess": "cpu"}  # everything else runs a model
 DEFAULT_POOL = "gpu"
 PREFECT_VERSION = "3.8.8"
 HEADER = """\
+# Run with: prefect --no-prompt deploy --all --prefect-file deployments/prefect.yaml
 # Generated from bmfm_pipeline/datasets by `python -m flows.deployments`; edit the catalogue, not this file.
 # From the top of the checkout:
 #   prefect work-pool create cpu --type process

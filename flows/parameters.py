@@ -41,12 +41,13 @@ class FlowParameters(BaseModel):
     target: Text = Field(
         None,
         title="Dataset",
-        description="A dataset of the catalogue (`bmfm datasets`) or the path of an h5ad file that the worker can read. "
+        description="A dataset of the catalogue (`bmfm datasets`) or the path of an h5ad file, of a folder of them, or a pattern such as "
+        "/data/*.h5ad, local or on s3, that the worker can read. "
         "Empty: the dataset this deployment is named after.",
         examples=["zheng68k-mini", "/data/cells.h5ad"],
     )
     label: Text = Field(
-        None, title="Label column", description="The obs column to predict, for an h5ad file. Empty: the catalogue's."
+        None, title="Label column", description="The obs column to predict, for h5ad files. Empty: the catalogue's."
     )
     seed: Whole = Field(None, title="Seed", description="Same seed, same machine, same numbers. Empty: 1234.")
     overrides: list[str] = Field(
@@ -134,7 +135,7 @@ class PretrainParameters(TrainingParameters):
     checkpoint: Text = Field(
         None,
         title="Start from",
-        description="A model folder or artefact to go on from, or 'latest'. Empty: from scratch.",
+        description="A model folder or artefact, a .ckpt file, org/name of the Hugging Face hub, or 'latest'. Empty: from scratch.",
     )
 
 
@@ -144,7 +145,8 @@ class FinetuneParameters(TrainingParameters):
     checkpoint: Text = Field(
         None,
         title="Pretrained model",
-        description="A model folder or artefact, or 'latest' for the newest pretrained model of this dataset. Empty: from scratch.",
+        description="A model folder or artefact, a .ckpt file, org/name of the Hugging Face hub, or 'latest' for the newest pretrained "
+        "model of this dataset. Empty: from scratch.",
     )
 
 
@@ -161,7 +163,7 @@ class EvaluateParameters(StageParameters):
     checkpoint: Text = Field(
         None,
         title="Model",
-        description="A fine-tuned model artefact, or 'latest'. Empty: the model that the whole chain makes on this dataset "
+        description="A fine-tuned model artefact or folder, a .ckpt file, org/name of the hub, 'latest', or 'last'. Empty: the model that the whole chain makes on this dataset "
         "(made now when it does not exist).",
     )
     ci_method: IntervalMethod = Field(

@@ -43,6 +43,11 @@ def _locate(uri: str) -> tuple[Path, dict[str, Any]]:
     if not (is_remote(uri) and uri.rstrip("/").endswith((".h5ad", ".h5"))):
         where = uri.rstrip("/")
         if not is_remote(uri) and not (Path(where).expanduser() / "artefact.json").exists():
+            files = sorted(Path(where).expanduser().rglob("*.h5ad"))
+            if files:
+                raise DataError(
+                    f"{where}: is a folder of {len(files)} h5ad files; inspect one of them, such as {files[0]}"
+                )
             raise DataError(
                 f"{where}: is a folder and no artefact; name an h5ad file, or the folder of a preprocess artefact"
             )

@@ -14,7 +14,7 @@ from bmfm_pipeline.config.data_module import TransformStep
 from bmfm_pipeline.config.sections import LabelColumnInfo
 from bmfm_pipeline.config.strict import Section, readable
 from bmfm_pipeline.config.yaml_files import not_yaml
-from bmfm_pipeline.errors import ConfigError
+from bmfm_pipeline.errors import ConfigError, did_you_mean
 from bmfm_pipeline.storage import is_pattern, is_remote, local_path
 
 FOLDER = Path(__file__).resolve().parents[1] / "datasets"
@@ -186,13 +186,9 @@ def load_entry(name: str) -> DatasetEntry:
     files = _files()
     if name in files:
         return _read(files[name])
-    import difflib
-
     names = list(files)
-    close = difflib.get_close_matches(str(name), names, 1)
     raise ConfigError(
-        f"dataset: '{name}' is not in the catalogue ({', '.join(names)})"
-        + (f"; did you mean '{close[0]}'?" if close else "")
+        f"dataset: '{name}' is not in the catalogue ({', '.join(names)}){did_you_mean(name, names, before='; ')}"
     )
 
 

@@ -1,12 +1,11 @@
 """The base of every section: unknown keys are errors that say which key was probably meant."""
 
-import difflib
 import re
 from typing import Any, ClassVar, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from bmfm_pipeline.errors import ConfigError
+from bmfm_pipeline.errors import ConfigError, did_you_mean
 
 # Hydra's own keys: where they may stand is decided when targets are checked; sections do not keep them.
 HYDRA_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_")
@@ -60,8 +59,7 @@ class Section(BaseModel):
         known = [*cls.model_fields, *cls.legacy]
         for name in values:
             if name not in known:
-                close = difflib.get_close_matches(str(name), known, 1, 0.6)
-                hint = f"did you mean '{close[0]}'?" if close else f"known keys: {', '.join(sorted(cls.model_fields))}"
+                hint = did_you_mean(name, known, f"known keys: {', '.join(sorted(cls.model_fields))}")
                 raise ValueError(f"unknown key '{name}'; {hint}")
         return values
 

@@ -1,9 +1,8 @@
 """`_target_` lines of existing configs: an allow-list of names. Nothing named in a config is ever imported."""
 
-import difflib
 from typing import Any
 
-from bmfm_pipeline.errors import ConfigError
+from bmfm_pipeline.errors import ConfigError, closest
 
 _CONFIG = "bmfm_targets.config."
 _DATASETS = "bmfm_targets.datasets."
@@ -40,6 +39,7 @@ SECTION_TARGETS: dict[str, tuple[str, ...]] = {
     "data_module": tuple(DATA_MODULE_TARGETS),
     "model": tuple(MODEL_TARGETS),
     "trainer": (_CONFIG + "TrainerConfig",),
+    "lora_config": (_CONFIG + "LoraConfigWrapper",),
     "task": tuple(TASK_TARGETS),
 }
 
@@ -67,9 +67,9 @@ def _check_one(target: str, path: str) -> None:
         return
     # The last part is compared: a package path differs less from another than a class does from its neighbour.
     by_class = {name.rpartition(".")[2]: name for name in allowed}
-    close = difflib.get_close_matches(target.rpartition(".")[2], by_class, 1, 0.75)
+    close = closest(target.rpartition(".")[2], by_class, 0.75)
     hint = (
-        f"did you mean {by_class[close[0]]}?"
+        f"did you mean '{by_class[close]}'?"
         if close
         else f"allowed here: {', '.join(allowed)}"
         if allowed

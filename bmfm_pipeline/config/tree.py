@@ -1,6 +1,5 @@
 """Hydra composition: a config by name from a person's folder or the packaged tree, and which of its keys that person wrote."""
 
-import difflib
 import os
 import re
 import tempfile
@@ -19,7 +18,7 @@ from bmfm_pipeline.config.run_config import TASKS, RunConfig
 from bmfm_pipeline.config.strict import Section
 from bmfm_pipeline.config.tasks import TaskConfig
 from bmfm_pipeline.config.yaml_files import groups_in, keys_in, not_yaml, without_repeats
-from bmfm_pipeline.errors import ConfigError
+from bmfm_pipeline.errors import ConfigError, closest, did_you_mean
 
 PACKAGED = Path(__file__).resolve().parents[1] / "run"
 _HYDRA = threading.Lock()  # Hydra keeps its state in module globals
@@ -175,9 +174,11 @@ def _hydra_message(text: str, name: str, folder: Path | None, asked: str | Path 
         places = [place for place in (folder, PACKAGED) if place]
         names = sorted({path.stem for place in places for path in place.glob("*.yaml")})
         absent = f" ({asked} is not a folder)" if asked and folder is None else ""
-        close = difflib.get_close_matches(name, names, 1)
-        hint = f"did you mean '{close[0]}'? " if close else ""
-        return f"config '{name}' was not found in {' or '.join(map(str, places))}{absent}; {hint}configs there: {', '.join(names)}"
+        hint = did_you_mean(name, names)
+        return (
+            f"config '{name}' was not found in {' or '.join(map(str, places))}{absent}; {hint}{' ' if hint else ''}configs there: "
+            f"{', '.join(names)}"
+        )
     found = re.search(r"Could not override '([^']+)'", text)
     if found and "No match in the defaults list" not in text:
         return _no_such_key(found[1])
@@ -189,9 +190,8 @@ def _no_such_key(key: str) -> str:
     section, dot, name = key.rpartition(".")
     if name in names:
         return f"{key}: this config leaves that key out, so it is added with a plus: +{key}=..."
-    close = difflib.get_close_matches(name, names, 1)
-    if close:
-        return f"{key}: no such key; did you mean {section}{dot}{close[0]}?"
+    if close := closest(name, names):
+        return f"{key}: no such key; did you mean '{section}{dot}{close}'?"
     return f"{key}: no such key" + (f"; keys of {section}: {', '.join(sorted(names))}" if names else "")
 
 

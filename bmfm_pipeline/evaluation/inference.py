@@ -1,13 +1,17 @@
 """One pass of a model over cells: labels with probabilities, masked-field scores, embeddings."""
 
-from collections.abc import Callable
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 
-from bmfm_pipeline.errors import ConfigError
+from bmfm_pipeline.errors import ConfigError, ResourceError, is_out_of_memory
 from bmfm_pipeline.evaluation.predictions import LabelPredictions, Predictions
+
+logger = logging.getLogger(__name__)
 
 
 @torch.inference_mode()
@@ -18,7 +22,9 @@ def predict_loader(
     *,
     truth: dict[str, np.ndarray] | None = None,
     objectives=None,
+    constants=None,
     pooling: str | int | list | None = None,
+    keep_logits: bool = False,
     on_batch: Callable[[int], None] | None = None,
     precision: str = "32-true",
     device: str = "cpu",
@@ -26,9 +32,10 @@ def predict_loader(
     """Predictions for every cell of `loader`, in its order.
 
     `class_names` maps label columns to class names in id order ([] for regression); `truth` holds values of all cells of the
-    store, looked up by the batch's cell_index. With `objectives` (of masked fields), their metrics and the constant guess's are in
-    `fields`. `pooling` asks for embeddings. Raises ConfigError when the model has other
-    classes than `class_names`, or returns nan.
+    store, looked up by the batch's cell_index. With `objectives` (of masked fields), their metrics are in `fields`, and those of
+    the constant guesses `constants`. `pooling` asks for embeddings, `keep_logits` for the numbers that probabilities come from. Raises ConfigError when the
+    model has other classes than `class_names`, or returns nan.
+    Batches that do not fit into memory are halved until they do, which changes no prediction; ResourceError when not even one cell fits.
     """
     from bmfm_pipeline.models import pool
     from bmfm_pipeline.objectives import RunningMetrics
@@ -37,22 +44,20 @@ def predict_loader(
     heads = getattr(getattr(model, "config", None), "model_labels", ())
     several = {label.name for label in heads if label.is_multilabel}
     model = model.to(device).eval()
-    running = RunningMetrics(objectives) if objectives is not None and objectives.tasks else None
+    running = RunningMetrics(objectives, constants) if objectives is not None and objectives.tasks else None
     cells: list[str] = []
     rows: list[np.ndarray] = []
     outputs: dict[str, list[np.ndarray]] = {name: [] for name in class_names}
+    logits: dict[str, list[np.ndarray]] = {name: [] for name in class_names if keep_logits and class_names[name]}
     embeddings: list[np.ndarray] = []
     dtype = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}.get(precision)
     done = 0
-    for batch in loader:
+    for batch, positions, output in _outputs(model, loader, objectives if running else None, device, dtype):
         labels = batch.get("labels", {})
-        positions = objectives.positions(labels) if running else {}
-        with torch.autocast(device, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
-            output = model(
-                batch["input_ids"].to(device), batch["attention_mask"].to(device), positions=_to(positions, device)
-            )
         if running:
             running.update(_to(output.logits, "cpu"), labels, positions)
+        for name in logits:
+            logits[name].append(output.logits[name].float().cpu().numpy())
         for name in class_names:
             outputs[name].append(_label_output(output.logits[name].float(), bool(class_names[name]), name in several))
         if pooling is not None:
@@ -76,7 +81,53 @@ def predict_loader(
         else:
             found[name] = LabelPredictions(true, values.ravel())
     fields = {name: float(value) for name, value in running.compute().items()} if running else {}
-    return Predictions(cells, found, fields, np.concatenate(embeddings) if embeddings else None)
+    kept = {name: np.concatenate(parts) for name, parts in logits.items() if parts}
+    return Predictions(cells, found, fields, np.concatenate(embeddings) if embeddings else None, kept)
+
+
+def _outputs(model, loader, objectives, device: str, dtype: torch.dtype | None) -> Iterator[tuple[dict, dict, Any]]:
+    """(batch, positions that its fields are predicted at, what the model makes of it) in order; in halves where memory runs out."""
+    most = None
+    for whole in loader:
+        waiting = deque([whole])
+        while waiting:
+            batch = waiting.popleft()
+            count = len(batch["cell_name"])
+            if most is not None and count > most:
+                waiting.extendleft([_part(batch, slice(count // 2, None)), _part(batch, slice(0, count // 2))])
+                continue
+            positions = objectives.positions(batch.get("labels", {})) if objectives is not None else {}
+            output = None
+            try:
+                with torch.autocast(device, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
+                    output = model(
+                        batch["input_ids"].to(device),
+                        batch["attention_mask"].to(device),
+                        positions=_to(positions, device),
+                    )
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                if count == 1:
+                    raise ResourceError(
+                        f"out of memory for a single cell ({batch['cell_name'][0]}, {batch['input_ids'].shape[-1]} tokens); use a "
+                        "machine or GPU with more memory, or a model trained with a smaller data_module.max_length"
+                    ) from error
+            if output is not None:
+                yield batch, positions, output
+                continue
+            most = count // 2
+            logger.warning("a batch of %d cells does not fit into memory: going on with at most %d", count, most)
+            if device == "cuda":  # here and not in the handler, where what was computed so far is still held
+                torch.cuda.empty_cache()
+            waiting.appendleft(batch)
+
+
+def _part(values: Any, where: slice) -> Any:
+    """Some cells of a batch."""
+    if isinstance(values, dict):
+        return {name: _part(value, where) for name, value in values.items()}
+    return values[where]
 
 
 def _check_heads(model: torch.nn.Module, class_names: dict[str, list[str]]) -> None:

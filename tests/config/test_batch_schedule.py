@@ -28,6 +28,7 @@ def test_epochs_are_shared_out_evenly_and_the_run_survives_being_written():
 def test_what_an_entry_leaves_out_is_the_data_modules_and_tests_have_sizes_of_their_own():
     run = composed(
         "data_module.batch_schedule=[{max_length: 64, n_epochs: 1}, {batch_size: 9, n_epochs: 2}]",
+        "data_module.max_length=512",
         "data_module.test_max_length=256",
         "data_module.test_batch_size=50",
         "task.max_epochs=3",

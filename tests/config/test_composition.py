@@ -188,9 +188,9 @@ class TestUnknownKeys:
     @pytest.mark.parametrize(
         ("override", "message"),
         [
-            ("data_module.batchsize=3", r"data_module\.batchsize: no such key; did you mean data_module\.batch_size\?"),
+            ("data_module.batchsize=3", r"data_module\.batchsize: no such key; did you mean 'data_module\.batch_size'\?"),
             ("+data_module.batchsize=3", r"data_module: unknown key 'batchsize'; did you mean 'batch_size'\?"),
-            ("task.max_epoch=3", r"did you mean task\.max_epochs\?"),
+            ("task.max_epoch=3", r"did you mean 'task\.max_epochs'\?"),
             ("+task.max_epoch=3", r"task: unknown key 'max_epoch'; did you mean 'max_epochs'\?"),
             ("+trainer.learning_rat=1", r"did you mean 'learning_rate'\?"),
             ("+model.hiden_size=1", r"did you mean 'hidden_size'\?"),
@@ -210,7 +210,7 @@ class TestUnknownKeys:
             compose("pre_train_config", [override])
 
     def test_a_test_task_suggests_its_own_keys(self):
-        with pytest.raises(ConfigError, match=r"did you mean task\.ci_method\?"):
+        with pytest.raises(ConfigError, match=r"did you mean 'task\.ci_method'\?"):
             compose("test_config", ["task.ci_metod=binomial"])
 
     def test_an_unknown_section_is_an_error_even_when_it_is_empty(self, tmp_path, write):

@@ -1,5 +1,7 @@
 """Which parts of a config enter the key of an artefact, and which only say where and how it is made."""
 
+import json
+
 import pytest
 
 from bmfm_pipeline.config import RunConfig, compose
@@ -7,7 +9,7 @@ from bmfm_pipeline.config.run_config import EXECUTION_ONLY
 
 # Execution only: the numbers do not depend on them. One value other than the default for each.
 DATA_MODULE = {"num_workers": 3, "data_dir": "/elsewhere"}
-MODEL = {"checkpoint": "/m", "use_cache": False}  # the weights themselves enter as an input, by content
+MODEL = {"checkpoint": "/m", "use_cache": False, "gradient_checkpointing": True}  # the weights themselves enter as an input, by content
 TASK = {
     "default_root_dir": "/elsewhere",
     "accelerator": "cpu",
@@ -18,6 +20,7 @@ TASK = {
     "enable_progress_bar": False,
     "enable_model_summary": True,
     "log_every_n_steps": 77,
+    "memory_limit": 8,
     "checkpoint": "/m",
 }
 # Read when cells are preprocessed: they enter the key of the data, and so of all that is made from it.
@@ -46,7 +49,7 @@ class TestExecutionOnly:
     @pytest.mark.parametrize(
         ("section", "key"),
         [("data_module", key) for key in DATA_MODULE]
-        + [("model", "use_cache")]
+        + [("model", key) for key in MODEL if key != "checkpoint"]
         + [("task", key) for key in TASK if key != "checkpoint"],
     )
     def test_they_do_not_enter_a_key(self, section, key):
@@ -153,6 +156,17 @@ class TestWhatEnters:
     def test_what_only_concerns_training_leaves_the_data_as_it_is(self, same):
         plain = compose(FINE_TUNING).key_view("preprocess")
         assert compose(FINE_TUNING, [same]).key_view("preprocess") == plain
+
+    def test_an_ontology_enters_as_it_is_read_and_not_by_its_path(self):
+        def views(**settings):
+            settings = {"file": "/data/cl.obo", **settings}
+            column = json.dumps([{"label_column_name": "celltype", "label_ontology": settings}]).replace('"', "")
+            run = compose(FINE_TUNING, [f"label_columns={column}"])
+            return run.key_view("preprocess"), run.key_view("finetune")
+
+        assert views() == views(file="s3://place/cl.owl")
+        for changed in ({"relations": ["is_a", "part_of"]}, {"unmapped": "flat"}, {"terms": {"a": "b"}}):
+            assert all(one != other for one, other in zip(views(), views(**changed), strict=True))
 
     def test_pretraining_and_fine_tuning_share_their_data(self):
         views = [compose(name).key_view("preprocess") for name in ("pre_train_config", FINE_TUNING)]

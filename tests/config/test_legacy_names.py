@@ -22,6 +22,8 @@ def placed(section: str, target: str) -> dict:
     """A tree with `target` in the section it belongs to."""
     if section == "pretrained_embedding":
         return {"fields": [{"field_name": "genes", "pretrained_embedding": {"_target_": target, "filename": "/v.txt"}}]}
+    if section == "lora_config":
+        return {"trainer": {"lora_config": {"_target_": target, "r": 8}}}
     names = {"fields": {"field_name": "genes"}, "label_columns": {"label_column_name": "a"}}.get(section, {})
     entry = {"_target_": target, "_partial_": True, **names}
     return {section: [entry] if section in LISTS else entry}
@@ -118,9 +120,9 @@ def test_a_target_put_together_from_pieces_is_refused_too(tmp_path, write):
 @pytest.mark.parametrize(
     ("place", "target", "hint"),
     [
-        ("model", "bmfm_targets.config.ScBertConfig", r"did you mean bmfm_targets\.config\.SCBertConfig\?"),
-        ("task", "bmfm_targets.config.TrainTaskConfig", r"did you mean bmfm_targets\.config\.TrainingTaskConfig\?"),
-        ("trainer", "bmfm_target.config.TrainerConfig", r"did you mean bmfm_targets\.config\.TrainerConfig\?"),
+        ("model", "bmfm_targets.config.ScBertConfig", r"did you mean 'bmfm_targets\.config\.SCBertConfig'\?"),
+        ("task", "bmfm_targets.config.TrainTaskConfig", r"did you mean 'bmfm_targets\.config\.TrainingTaskConfig'\?"),
+        ("trainer", "bmfm_target.config.TrainerConfig", r"did you mean 'bmfm_targets\.config\.TrainerConfig'\?"),
         (
             "data_module",
             "bmfm_targets.training.data_module.PerturbationDataModule",
@@ -291,7 +293,7 @@ class TestKeysThatThisVersionDoesNotOffer:
             ("+data_module.tokenize_kwargs={stride: 2}", "remove it"),
             ("+fields.0.datastore_config={path: /x}", "does not offer"),
             ("++task.callbacks=[{_target_: x}]", r"data_module\.batch_schedule|is refused"),
-            ("label_columns=[{label_column_name: a, label_ontology: celltypeont}]", "does not offer"),
+            ("label_columns=[{label_column_name: a, label_ontology: celltypeont}]", "is no path of a file.*name an OBO or OWL"),
         ],
     )
     def test_a_refusal_says_what_to_do_instead(self, override, hint):
@@ -310,4 +312,4 @@ class TestKeysThatThisVersionDoesNotOffer:
         ],
     )
     def test_the_value_that_published_configs_carry_is_accepted(self, override):
-        assert compose("pre_train_config", [override]) == compose("pre_train_config")
+        assert compose("pre_train_config", [override, "preset=none"]) == compose("pre_train_config", ["preset=none"])

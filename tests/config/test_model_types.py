@@ -5,16 +5,10 @@ import dataclasses
 import pytest
 
 from bmfm_pipeline.config import compose, compose_raw
-from bmfm_pipeline.config.models import MODELS
+from bmfm_pipeline.config.models import MODELS, WHERE_WEIGHTS_START
 from bmfm_pipeline.errors import ConfigError
 
-GROUPS = {
-    "scbert": "scbert",
-    "scperformer": "performer",
-    "scnystromformer": "nystromformer",
-    "scmodernbert": "modernbert",
-    "scllama": "llama",
-}
+GROUPS = {name: name if name == "scbert" else name.removeprefix("sc") for name in MODELS}
 ON_PRETRAINING = "defaults: [pre_train_config, _self_]\n"
 # In every model configuration, but given elsewhere or without meaning for a person.
 BESIDE = {"model_type", "pad_token_id", "use_cache", "attention_kwargs"}
@@ -33,13 +27,14 @@ def test_keys_and_defaults_are_those_of_the_network(name):
     from bmfm_pipeline.models.registry import BACKBONES
 
     network = {field.name: field.default for field in dataclasses.fields(BACKBONES[name].config_class)}
-    own = {key: field.default for key, field in MODELS[name].model_fields.items() if key != "model_type"}
+    said = MODELS[name].model_fields.items()
+    own = {key: field.default for key, field in said if key not in ("model_type", *WHERE_WEIGHTS_START)}
     assert own == {key: network[key] for key in own} | {"classifier_pooling": None}
     # What transformers adds to every configuration is no setting of ours.
     from transformers import PretrainedConfig
 
     general = {field.name for field in dataclasses.fields(PretrainedConfig)}
-    assert set(network) - general - set(own) <= {"fields", "label_columns"}
+    assert set(network) - general - set(own) <= {"fields", "label_columns", "checkpoint"}
 
 
 def test_a_type_said_by_target_starts_from_its_own_defaults(tmp_path, write):

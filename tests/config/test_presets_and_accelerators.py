@@ -73,12 +73,12 @@ class TestWithoutAnAccelerator:
     @pytest.mark.parametrize("name", ["scbert", "performer", "nystromformer", "modernbert", "llama"])
     def test_a_packaged_model_that_was_chosen_is_a_choice_of_network_not_of_size(self, name):
         run = compose("pre_train_config", [f"model={name}"])
-        assert run.preset_used == "laptop" and sizes(run) == (64, 2, 2, 128)
+        assert run.preset_used == "laptop" and sizes(run) == (64, 1, 2, 128)
         assert run.model.model_type.endswith(name)
 
     def test_a_packaged_model_is_chosen_in_a_file_too_and_has_its_own_size_where_one_is_written(self, tmp_path, write):
         write(tmp_path, "mine", "defaults: [pre_train_config, {override /model: modernbert}, _self_]\n")
-        assert sizes(compose("mine", config_dir=tmp_path)) == (64, 2, 2, 128)
+        assert sizes(compose("mine", config_dir=tmp_path)) == (64, 1, 2, 128)
         assert sizes(compose("mine", ["preset=none"], tmp_path)) == (768, 22, 12, 1152)
         assert sizes(compose("mine", ["model.num_hidden_layers=5"], tmp_path)) == (768, 5, 12, 1152)
 
@@ -100,7 +100,7 @@ class TestWithoutAnAccelerator:
         run = compose("pre_train_config", ["task.max_steps=7", "trainer.learning_rate=0.5"])
         assert run.preset_used == "laptop"
         assert (run.task.max_steps, run.trainer.learning_rate) == (7, 0.5)
-        assert run.trainer.warmup_steps == 20
+        assert run.trainer.warmup_steps == 30
 
     @pytest.mark.parametrize("override", ["task.max_epochs=3", "task.max_time='00:02:00:00'"])
     def test_epochs_or_a_time_that_are_written_are_not_cut_short(self, override):
@@ -117,11 +117,35 @@ class TestWithoutAnAccelerator:
         assert pretrain.task.max_steps != finetune.task.max_steps
 
     def test_multitask_with_masks_is_pretraining_also_where_mlm_is_left_open(self):
-        steps = compose("pre_train_config").task.max_steps
+        steps = compose("pre_train_config", ["data_module=base_language_modeling"]).task.max_steps
         for more in ([], ["data_module.mlm=null"]):
             assert compose("pre_train_config", ["data_module=base_multi_task", *more]).task.max_steps == steps
         run = compose("pre_train_config", ["data_module=base_multi_task", "data_module.mlm=false"])
-        assert run.task.max_steps == compose("fine_tune_train_config").task.max_steps
+        assert run.task.max_steps == compose("fine_tune_train_config", ["data_module=base_seq_cls"]).task.max_steps
+
+    @pytest.mark.parametrize("name", TRAININGS)
+    def test_whole_cells_are_read_as_numbers_and_the_note_says_so(self, name):
+        run = compose(name)
+        assert [field.continuous for field in run.fields] == [False, True]
+        assert run.data_module.sqrt_normalize_transform and run.model.linear_path and run.model.cell_summary
+        assert any("expressions as numbers" in note for note in run.notes)
+
+    @pytest.mark.parametrize(
+        "override",
+        [
+            "fields=genes_masked_expressions_masked",
+            "fields.1.is_masked=true",
+            "data_module.log_normalize_transform=true",
+            "data_module.rda_transform=equal",
+            "data_module.transform_kwargs.input_values=any",
+            "trainer.losses=[{field_name: expressions, name: focal}]",
+        ],
+    )
+    def test_who_says_how_values_are_read_gets_nothing_of_that(self, override):
+        run = compose("pre_train_config", [override])
+        assert run.preset_used == "laptop" and not any(field.continuous for field in run.fields)
+        assert not (run.data_module.sqrt_normalize_transform or run.model.linear_path or run.model.cell_summary)
+        assert run.data_module.max_length == 512
 
     def test_it_can_be_turned_off(self):
         run = compose("pre_train_config", ["preset=none"])
@@ -152,7 +176,7 @@ class TestWithAnAccelerator:
         assert (run.preset_used, run.model.hidden_size, run.model.num_hidden_layers, run.task.max_steps) == (
             "laptop",
             64,
-            2,
+            1,
             9,
         )
         assert any(note.startswith("preset laptop: asked for") for note in run.notes)
@@ -215,6 +239,13 @@ class TestSettlingExecution:
 
     def test_cuda_and_gpu_are_one(self):
         assert settle_execution(self.task(accelerator="cuda"), "gpu")[0].accelerator == "gpu"
+
+    def test_precisions_that_a_device_does_not_have_are_changed_or_not_chosen(self):
+        assert settle_execution(self.task(strategy="fsdp"), "gpu")[0].precision == "bf16-mixed"
+        assert settle_execution(self.task(strategy="fsdp"), None)[0].precision == "32-true"
+        task, notes = settle_execution(self.task(accelerator="mps", precision="64-true"), None)
+        assert (task.precision, len(notes)) == ("32-true", 1)
+        assert settle_execution(self.task(accelerator="cpu", precision="64-true"), None)[0].precision == "64-true"
 
     def test_an_accelerator_that_is_required_is_not_replaced(self):
         with pytest.raises(ConfigError, match=r"task\.require_accelerator is true, but no GPU is usable here"):

@@ -107,9 +107,14 @@ SECTIONS = {
         "use_cache": False,
         "classifier_dropout": 0.4,
         "classifier_pooling": "mean",
+        "load": "encoder",
         "position_embedding_type": "absolute",
         "max_position_embeddings": 600,
         "attention": "classic",
+        "gradient_checkpointing": True,
+        "cell_summary": False,
+        "linear_path": False,
+        "gene_vectors": "svd",
         "checkpoint": "/models/one",
     },
     "trainer": {
@@ -120,7 +125,22 @@ SECTIONS = {
         "weight_decay": 0.2,
         "warmup_steps": 7,
         "lr_decay_steps": 70,
+        "lr_schedule": "cosine",
+        "min_lr_ratio": 0.1,
+        "layerwise_lr_decay": 0.8,
+        "ema_decay": 0.99,
         "pooling_method": "mean_pooling",
+        "lora_config": {
+            "preset": None,
+            "r": 4,
+            "lora_alpha": 8.0,
+            "lora_dropout": 0.2,
+            "bias": "all",
+            "use_dora": False,
+            "layers_to_transform": [0, 2],
+            "layers_pattern": ["layer"],
+            "target_modules": ["query", "value"],
+        },
     },
     "evaluation": {"controls": "full", "rare_class_floor": 3, "level": 0.9, "resamples": 20},
 }
@@ -158,6 +178,7 @@ TASKS = {
         "checkpoints_every_n_train_steps": 10,
         "early_stopping_patience": 3,
         "detect_anomaly": True,
+        "compile": "default",
         "sync_batchnorm": True,
     },
     "test": {"checkpoint": "/models/two", "ci_method": "binomial", "num_bootstrap_runs": 0, "precision": "32-true"},
@@ -197,6 +218,12 @@ LABEL_KEYS = {
     "gradient_reversal_coefficient": 0.5,
     "n_unique_values": 4,
     "silent_label_values": ["unknown"],
+    "label_ontology": {
+        "file": "/data/cl.obo",
+        "relations": ["part_of"],
+        "terms": {"T": "CL:0000084"},
+        "unmapped": "flat",
+    },
     "decode_from": 1,
 }
 
@@ -251,6 +278,7 @@ def test_these_examples_name_every_key_there_is():
 
     # Given elsewhere: by `_target_`, by the tokenizer, or only where a label of classes exists.
     elsewhere = {"model_type", "pad_token_id", "attention_kwargs", "balancing_label_column", "rda_transform"}
+    elsewhere |= {"sqrt_normalize_transform"}  # in place of log_normalize_transform
     elsewhere |= {"label_sets", "normalize"}  # of whole-cell targets, which mask nothing
     for section, keys in SECTIONS.items():
         model = SCBertModel if section == "model" else RunConfig.model_fields[section].annotation

@@ -188,6 +188,8 @@ class BatchBuilder:
             self._whole_scale = targets.LOG_COUNT if poisson else targets.LOG_SHARE
         elif config.wced_normalize and config.log_normalize_transform:
             self._whole_scale = targets.LOG_SUM
+        elif config.wced_normalize and config.sqrt_normalize_transform:
+            self._whole_scale = targets.SQRT_SHARE
         medians = self.tables.medians if config.wced_normalize else None
         self._whole_medians = np.zeros(0, np.float32) if medians is None else np.asarray(medians, np.float32)
 
@@ -280,7 +282,7 @@ class BatchBuilder:
         if broken < 0:
             broken = kernels.pick_genes(
                 *matrix, self._usable, config.sequence_order == "random", ranking, config.max_mfi_data_len or longest, keys, seed,
-                epoch, config.log_normalize_transform, columns, values[0], counts, sums,
+                epoch, config.log_normalize_transform or config.sqrt_normalize_transform, columns, values[0], counts, sums,
             )  # fmt: skip
         self._refuse_column(rows, broken)
         return _Cells(columns, values, counts, sums)
@@ -323,13 +325,17 @@ class BatchBuilder:
     def _sources(self, rows, cells: _Cells, recipe: arranging.Recipe | None) -> np.ndarray:
         """Values by source (S, B, room): for inputs, for label fields, further layers. Only what the fields need."""
         config, counts, columns = self.config, cells.counts, cells.columns
-        normalise = config.log_normalize_transform and recipe is None
+        square_root = config.sqrt_normalize_transform
+        normalise = (config.log_normalize_transform and recipe is None) or square_root
         if not normalise and not self._layers and (recipe is not None or not self._targets.fields):
             return cells.values
         sources = np.zeros((2 + len(self._layers), *columns.shape), dtype=np.float32)
         within = np.arange(columns.shape[1]) < counts[:, None]
         sources[:2] = np.where(within, cells.values, 0)
-        if normalise:
+        if square_root:
+            totals = np.maximum(cells.sums, 1e-12)[:, None]
+            sources[0] = np.sqrt(sources[0] * (config.log_normalize_sum / totals))
+        elif normalise:
             sources[0] = np.log1p(sources[0] * (config.log_normalize_sum / (cells.sums + 1.0))[:, None])
         for number, layer in enumerate(self._layers):
             kernels.look_up_values(*self._matrices[layer].select(rows), counts, columns, sources[2 + number])

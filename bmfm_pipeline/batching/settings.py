@@ -70,7 +70,8 @@ class BatchingConfig:
     `padding`: "max_length", "longest" (also True), or False: no rounding up to `pad_to_multiple_of`, cells still padded to the
     longest of the batch. `max_mfi_data_len` cuts the genes of a cell before special tokens are added. `limit_genes=None` keeps
     genes without a token, as [UNK]. `prefix_ids` stand before the genes ([CLS] alone by default). `log_normalize_transform`:
-    x -> ln(1 + log_normalize_sum x / (sum(x) + 1)), the sum over the genes kept by `max_mfi_data_len`.
+    x -> ln(1 + log_normalize_sum x / (sum(x) + 1)), the sum over the genes kept by `max_mfi_data_len`. `sqrt_normalize_transform`:
+    x -> sqrt(log_normalize_sum x / sum(x)), which gives counts about the same variance whatever their mean.
 
     `values_from` names the matrix of the store that cells are read from (None: X). `sequence_dropout_factor`: a share in [0, 1) drops
     genes independently, a whole number one block of as many. `selective_dropout` is the share f of genes dropped by weight: with
@@ -100,6 +101,7 @@ class BatchingConfig:
     prefix_ids: tuple[int, ...] = (3,)
     log_normalize_transform: bool = False
     log_normalize_sum: float = 10000.0
+    sqrt_normalize_transform: bool = False
     values_from: str | None = None
     sequence_dropout_factor: float | int | None = None
     selective_dropout: float = 0.0
@@ -182,6 +184,10 @@ def _check_reshaping(config: BatchingConfig) -> None:
         if zeros.granularity < 1:
             raise ConfigError(f"pad_zero_expression_strategy.granularity must be at least 1, found {zeros.granularity}")
     depth = config.rda_transform
+    if config.sqrt_normalize_transform and (config.log_normalize_transform or depth is not None):
+        raise ConfigError(
+            "sqrt_normalize_transform is one way to normalise, log_normalize_transform and rda_transform are others: keep one"
+        )
     if depth is not None:
         if isinstance(depth, str):
             _one_of("rda_transform", depth, DEPTHS)

@@ -9,7 +9,7 @@ from bmfm_pipeline.batching.arranging import TARGET_SUM
 from bmfm_pipeline.batching.draws import compiled
 from bmfm_pipeline.batching.kernels import IGNORED
 
-RAW, LOG_SUM, LOG_SHARE, LOG_COUNT = range(4)
+RAW, LOG_SUM, LOG_SHARE, LOG_COUNT, SQRT_SHARE = range(5)
 
 
 @compiled
@@ -19,8 +19,8 @@ def whole_cell_targets(indptr, indices, data, usable, medians, column_ids, scale
 
     places (3,): which set holds the genes that the model sees, those that it does not see, and all; -1 where not asked for. The
     genes it sees are columns[b, lead:counts[b]]. With `exposed`, unexpressed genes are targets of 0. Genes without a token have no
-    place. scale says what becomes of a value x: RAW, ln(1 + target_sum x / (total + 1)), ln(1 + 10000 x / total), or ln(1 + x), the
-    total being that of the whole cell.
+    place. scale says what becomes of a value x: RAW, ln(1 + target_sum x / (total + 1)), ln(1 + 10000 x / total), ln(1 + x), or
+    sqrt(target_sum x / total), the total being that of the whole cell.
     """
     width = len(usable)
     seen = np.zeros(width, np.uint8)
@@ -37,6 +37,8 @@ def whole_cell_targets(indptr, indices, data, usable, medians, column_ids, scale
             factor = target_sum / (total + 1.0)
         elif scale == LOG_SHARE and total > 0:
             factor = TARGET_SUM / total
+        elif scale == SQRT_SHARE and total > 0:
+            factor = target_sum / total
         if exposed:
             for column in range(width):
                 token = column_ids[column]
@@ -49,7 +51,9 @@ def whole_cell_targets(indptr, indices, data, usable, medians, column_ids, scale
             value = np.float64(data[k])
             if len(medians) > 0:
                 value /= medians[column]
-            if scale != RAW and (scale != LOG_SHARE or total > 0):
+            if scale == SQRT_SHARE:
+                value = math.sqrt(value * factor)
+            elif scale != RAW and (scale != LOG_SHARE or total > 0):
                 value = math.log1p(value * factor)
             _put(targets, places, b, column_ids[column], seen[column], value)
         for i in range(lead, counts[b]):

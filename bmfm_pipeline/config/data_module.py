@@ -128,6 +128,7 @@ class DataModuleConfig(Section):
     selective_dropout: SelectiveDropout | None = None
     pad_zero_expression_strategy: ZeroExposureConfig | None = None
     log_normalize_transform: bool = False
+    sqrt_normalize_transform: bool = False
     median_normalization: str | None = None
     rda_transform: (
         Literal["downsample", "poisson_downsample", "equal", "auto_align"] | Annotated[int, Field(ge=1)] | None

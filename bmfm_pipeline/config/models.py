@@ -10,12 +10,23 @@ from bmfm_pipeline.config.targets import BUILDABLE_MODELS, MODEL_TARGETS
 from bmfm_pipeline.errors import ConfigError
 
 Attention = Literal["torch", "flex", "classic"] | None
+# Keys that say what weights a model starts from and how its gradients are computed, not what it is.
+WHERE_WEIGHTS_START = ("checkpoint", "load", "gradient_checkpointing", "gene_vectors")
 # An encoder that reads whole cells at once keeps nothing from token to token.
 NO_CACHE = {"use_cache": Absent((None, True, False))}
 
 
 class ModelConfig(Section):
-    """Sizes of the network. `pad_token_id` follows the tokenizer whatever is written here."""
+    """Sizes of the network. `pad_token_id` follows the tokenizer whatever is written here.
+
+    `gradient_checkpointing` computes the layers a second time in the backward pass instead of keeping what is between: less memory, more
+    time, the same numbers. `load`: how the weights of `checkpoint` are taken over. strict: the model is the same. backbone: heads of the
+    same name are taken over, others start fresh. encoder: all heads start fresh. null is strict, and backbone where a pretrained model of
+    this pipeline is fine-tuned.
+    `cell_summary`: position 0 is given the sum of the cell's gene vectors, each times its value. `linear_path`: a linear classifier of
+    the same values is added to the scores of every label column. Both need a continuous field. `gene_vectors`: what the embedding of
+    genes starts from without a checkpoint, random numbers or svd, the singular vectors of the training cells' expression.
+    """
 
     model_type: str
     hidden_size: int = Field(768, gt=0)
@@ -32,7 +43,12 @@ class ModelConfig(Section):
     pad_token_id: int = 2
     position_embedding_type: Literal["absolute", "sinusoidal"] | None = None
     max_position_embeddings: int = Field(512, gt=0)
+    cell_summary: bool = False
+    linear_path: bool = False
+    gradient_checkpointing: bool = False
+    gene_vectors: Literal["random", "svd"] = "random"
     checkpoint: str | None = None
+    load: Literal["strict", "backbone", "encoder"] | None = None
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> "ModelConfig":

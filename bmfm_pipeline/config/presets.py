@@ -13,7 +13,30 @@ from bmfm_pipeline.errors import ConfigError
 FOLDER = Path(__file__).resolve().parents[1] / "run" / "presets"
 SIZES = ("model.hidden_size", "model.num_hidden_layers", "model.num_attention_heads", "model.intermediate_size")
 # Keys of the model section that leave it as it is by default.
-NOT_ARCHITECTURE = ("model.checkpoint", "model.use_cache", "model._target_", "model._partial_")
+NOT_ARCHITECTURE = (
+    "model.checkpoint",
+    "model.load",
+    "model.gradient_checkpointing",
+    "model.gene_vectors",
+    "model.linear_path",
+    "model.use_cache",
+    "model._target_",
+    "model._partial_",
+)
+# Who writes one of these says how values are read, and gets nothing of the part of a preset that reads them as numbers.
+READING = ("fields", "trainer.losses")
+READING_DATA = (
+    "log_normalize_transform",
+    "sqrt_normalize_transform",
+    "rda_transform",
+    "median_normalization",
+    "masking_strategy",
+    "switch_ratio",
+    "dataset_kwargs.expose_zeros",
+    "dataset_kwargs.processed_data_source",
+    "transform_kwargs.input_values",
+    "transform_kwargs.processed_data_source",
+)
 # Who says how long to train in one way is not held to the preset's number of steps.
 BOUNDED_BY = {"task.max_steps": ("task.max_epochs", "task.max_time")}
 
@@ -51,10 +74,38 @@ def apply_preset(values: dict[str, Any], written: set[str] | frozenset[str]) -> 
     elif wanted == "none":
         return
     preset = yaml.safe_load((FOLDER / f"{wanted}.yaml").read_text())
-    changed = _merge(values, preset.get("all", {}), written) + _merge(values, preset.get(_stage(values), {}), written)
+    stage = _stage(values)
+    parts, changed = [preset.get("all", {}), preset.get(stage, {})], []
+    if "values_as_numbers" in preset and _read_as_numbers(values, written):
+        changed.append("expressions as numbers")
+        parts += [preset["values_as_numbers"].get(name, {}) for name in ("all", stage)]
+    changed += _merge(values, _joined(parts), written)
     values["preset_used"] = wanted
     if changed:
         _note(values, f"preset {wanted}: {reason}, so {', '.join(changed)}")
+
+
+def _read_as_numbers(values: dict[str, Any], written: set[str] | frozenset[str]) -> bool:
+    """Make the field expressions continuous, in place, where nobody said how values are read; whether that was done."""
+    for key in (*READING, *(f"data_module.{name}" for name in READING_DATA)):
+        if is_written(key, written) or any(other.startswith(f"{key}.") for other in written):
+            return False
+    module, fields = values.get("data_module", {}), values.get("fields") or []
+    entries = {entry.get("field_name"): entry for entry in fields if isinstance(entry, dict)}
+    if set(entries) != {"genes", "expressions"} or entries["genes"].get("is_masked"):
+        return False
+    said = (
+        entries["expressions"].get("tokenization_strategy"),
+        values.get("trainer", {}).get("losses"),
+        module.get("masking_strategy"),
+        module.get("rda_transform"),
+        module.get("transform_kwargs", {}).get("input_values", "counts") != "counts",
+    )
+    if any(said):
+        return False
+    numbers = {"tokenization_strategy": "continuous_value_encoder"}
+    values["fields"] = [{**entry, **(numbers if entry["field_name"] == "expressions" else {})} for entry in fields]
+    return True
 
 
 def _note(values: dict[str, Any], text: str) -> None:
@@ -66,6 +117,14 @@ def _stage(values: dict[str, Any]) -> str:
     module = values.get("data_module", {})
     masks, strategy = module.get("mlm"), module.get("collation_strategy", "multitask")
     return "finetune" if masks is False or strategy == "sequence_classification" else "pretrain"
+
+
+def _joined(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """Nested mappings as one; of a key given several times the last value."""
+    whole: dict[str, Any] = {}
+    for name, value in ((name, value) for part in parts for name, value in part.items()):
+        whole[name] = _joined([whole.get(name, {}), value]) if isinstance(value, dict) else value
+    return whole
 
 
 def _merge(

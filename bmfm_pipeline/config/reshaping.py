@@ -171,6 +171,24 @@ def check_read_depth(run: "RunConfig") -> None:
         )
 
 
+def check_square_root(run: "RunConfig") -> None:
+    """ConfigError where square roots would meet another normalisation, or a field that takes whole numbers."""
+    module = run.data_module
+    if not module.sqrt_normalize_transform:
+        return
+    others = ("log_normalize_transform", "rda_transform", "median_normalization")
+    if found := [name for name in others if getattr(module, name)]:
+        raise ConfigError(
+            f"data_module.sqrt_normalize_transform: normalises by itself, so it does not go with {' and '.join(found)}; keep one of them"
+        )
+    for position, field in enumerate(run.fields):
+        if field.field_name == "expressions" and field.is_input and not field.continuous:
+            raise ConfigError(
+                "data_module.sqrt_normalize_transform: gives numbers with fractions, but the field expressions takes tokens; set "
+                f"fields.{position}.tokenization_strategy=continuous_value_encoder"
+            )
+
+
 def note_read_depth(run: "RunConfig") -> None:
     """Read depth brings its own normalisation: say once that the other is off."""
     module = run.data_module

@@ -45,7 +45,7 @@ EXECUTION_ONLY: dict[str, tuple[str, ...]] = {
         "transform_kwargs",
         "transform_datasets",
     ),
-    "model": ("checkpoint", "use_cache"),
+    "model": ("checkpoint", "use_cache", "gradient_checkpointing"),
     "task": (
         "default_root_dir",
         "accelerator",
@@ -56,6 +56,7 @@ EXECUTION_ONLY: dict[str, tuple[str, ...]] = {
         "enable_progress_bar",
         "enable_model_summary",
         "log_every_n_steps",
+        "memory_limit",
         "checkpoint",
     ),
 }
@@ -68,6 +69,7 @@ LABELS_IN_DATA = (
     "is_multilabel",
     "multilabel_str_sep",
     "silent_label_values",
+    "label_ontology",
 )
 
 
@@ -137,6 +139,8 @@ class RunConfig(Section):
             self.model.pad_token_id = PAD_TOKEN_ID
         if getattr(self.model, "attention", None) == "flex" and find_accelerator() is None:
             self.note("model.attention flex: needs a GPU, computed here as torch, which gives the same numbers")
+        if self.is_training and self.task.memory_limit is not None and not self.task.auto_batch_size:
+            self.note("task.memory_limit is not used: it is for task.auto_batch_size, which is off")
         if self.is_training and self.task.default_root_dir is not None:
             self.note(f"task.default_root_dir {self.task.default_root_dir}: models and checkpoints go to the workspace")
         if self.track_clearml is not None:
@@ -229,7 +233,9 @@ class RunConfig(Section):
                 "transform": transform,
                 "seed": seed,
                 "transform_datasets": self.data_module.transform_datasets,
-                "labels": [{name: label[name] for name in LABELS_IN_DATA} for label in plain["label_columns"]],
+                "labels": [
+                    {name: _without_file(label)[name] for name in LABELS_IN_DATA} for label in plain["label_columns"]
+                ],
                 "tokenizer": "folder" if self.tokenizer.is_folder else self.tokenizer.identifier,
                 "prepend_tokens": self.tokenizer.prepend_tokens,
                 "dynamic": sorted(
@@ -245,12 +251,21 @@ class RunConfig(Section):
             if section in view:
                 view[section] = {name: value for name, value in view[section].items() if name not in names}
         view["data_module"] = batching_view(self.data_module, view["data_module"])
+        view["label_columns"] = [_without_file(label) for label in view["label_columns"]]
         for entry in view["fields"]:
             if entry["pretrained_embedding"]:  # the file enters as an input, by content
                 entry["pretrained_embedding"].pop("filename")
         if stage == "finetune" or (stage == "pretrain" and self.model.checkpoint is not None):
             view["sizes_from_checkpoint"] = self.sizes_from_checkpoint
         return view
+
+
+def _without_file(label: dict[str, Any]) -> dict[str, Any]:
+    """A label column without the path of its ontology: the file enters as an input of preprocessing, by content."""
+    ontology = label["label_ontology"]
+    if ontology is None:
+        return label
+    return {**label, "label_ontology": {name: value for name, value in ontology.items() if name != "file"}}
 
 
 def _refuse_keys_of_other_tasks(values: dict[str, Any], kind: str) -> None:

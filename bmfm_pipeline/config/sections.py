@@ -4,6 +4,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from bmfm_pipeline.config.adapters import LoraSettings, read_lora
+from bmfm_pipeline.config.label_ontology import LabelOntology, read_ontology
 from bmfm_pipeline.config.strict import Absent, Section
 
 
@@ -114,7 +116,6 @@ class LabelColumnInfo(Section):
 
     absent: ClassVar[dict[str, Absent]] = {
         "is_bio_context_for_datastore": Absent((None, False)),
-        "label_ontology": Absent(),
     }
 
     label_column_name: str
@@ -127,13 +128,22 @@ class LabelColumnInfo(Section):
     gradient_reversal_coefficient: float | None = None
     n_unique_values: int | None = None
     silent_label_values: list[str] | None = None
+    label_ontology: LabelOntology | None = None
     decode_from: int | None = None
+
+    @field_validator("label_ontology", mode="before")
+    @classmethod
+    def _path_or_mapping(cls, value: Any) -> Any:
+        return read_ontology(value)
 
     @model_validator(mode="after")
     def _one_kind(self) -> "LabelColumnInfo":
         name = self.label_column_name
         if self.is_regression_label and self.is_multilabel:
             raise ValueError(f"'{name}' cannot be both is_regression_label and is_multilabel; keep one")
+        if self.label_ontology is not None and (self.is_regression_label or self.is_multilabel):
+            kind = "numbers" if self.is_regression_label else "several classes a cell"
+            raise ValueError(f"'{name}' holds {kind}; label_ontology is for a column of one class a cell, remove it")
         if self.is_multilabel and not self.multilabel_str_sep.strip():
             raise ValueError(f"'{name}': multilabel_str_sep is empty; name the sign between the classes, such as |")
         if self.is_stratification_label and (self.is_regression_label or self.is_multilabel):
@@ -146,13 +156,18 @@ class LabelColumnInfo(Section):
 
 
 class TrainerConfig(Section):
-    """Losses, optimiser and schedule. `losses: null` means one loss per masked field and label column."""
+    """Losses, optimiser and schedule. `losses: null` means one loss per masked field and label column.
+
+    `lr_schedule`: how the rate falls after the warm-up over `lr_decay_steps` (null or -1: to the end of training), down to
+    `min_lr_ratio` of it; null is linear where lr_decay_steps is given, else constant. `layerwise_lr_decay`: each layer below the
+    heads learns at this share of the rate of the one above it. `ema_decay`: validate and export a moving average of the weights.
+    `lora_config`: train low-rank adapters in place of the encoder; a preset's name, or a mapping.
+    """
 
     absent: ClassVar[dict[str, Absent]] = {
         "batch_size": Absent(instead="set data_module.batch_size"),
         "metrics": Absent((None, []), "name metrics in the entries of trainer.losses"),
         "batch_prediction_behavior": Absent((None, "track")),  # predictions are always kept
-        "lora_config": Absent(),
         "enable_perturbation_metrics": Absent((None, False)),
     }
 
@@ -163,7 +178,35 @@ class TrainerConfig(Section):
     weight_decay: float | None = Field(None, ge=0)
     warmup_steps: int = Field(0, ge=0)
     lr_decay_steps: int | None = Field(None, ge=-1)
+    lr_schedule: Literal["linear", "cosine", "constant"] | None = None
+    min_lr_ratio: float = Field(0.0, ge=0, le=1)
+    layerwise_lr_decay: float | None = Field(None, gt=0, le=1)
+    ema_decay: float | None = Field(None, gt=0, lt=1)
     pooling_method: Literal["first_token", "pooling_layer", "mean_pooling"] | int | list[str | int] = "first_token"
+    lora_config: LoraSettings | None = None
+
+    @field_validator("lora_config", mode="before")
+    @classmethod
+    def _preset_or_mapping(cls, value: Any) -> Any:
+        return read_lora(value)
+
+    @model_validator(mode="after")
+    def _one_schedule(self) -> "TrainerConfig":
+        if self.lr_schedule == "constant" and self.lr_decay_steps is not None:
+            raise ValueError(
+                f"lr_schedule is constant, but lr_decay_steps is {self.lr_decay_steps}; set lr_decay_steps=null, or lr_schedule to "
+                "linear or cosine"
+            )
+        if self.schedule == "constant" and self.min_lr_ratio:
+            raise ValueError(
+                f"min_lr_ratio is {self.min_lr_ratio}, but the rate is constant; set lr_schedule to linear or cosine"
+            )
+        return self
+
+    @property
+    def schedule(self) -> str:
+        """How the rate falls after the warm-up: linear, cosine or constant."""
+        return self.lr_schedule or ("constant" if self.lr_decay_steps is None else "linear")
 
 
 ControlName = Literal["majority", "logistic_l2", "logistic_l1", "pca50_logistic"]

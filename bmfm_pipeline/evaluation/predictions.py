@@ -46,12 +46,14 @@ class LabelPredictions:
 
 @dataclass
 class Predictions:
-    """All label columns of the cells `cells` (n,), in the order they were read; `fields` holds sums over masked positions."""
+    """All label columns of the cells `cells` (n,), in the order they were read; `fields` holds sums over masked positions, `logits`
+    what probabilities were computed from, (n, C) by label column, where asked for."""
 
     cells: list[str]
     labels: dict[str, LabelPredictions]
     fields: dict[str, float] = field(default_factory=dict)
     embeddings: np.ndarray | None = None
+    logits: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def write_predictions(path: str | Path, predictions: Predictions, split: str = "test") -> None:

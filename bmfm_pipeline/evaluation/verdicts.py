@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from bmfm_pipeline.evaluation.intervals import resampled
+from bmfm_pipeline.evaluation.intervals import Interval, resampled
 from bmfm_pipeline.evaluation.metrics import Metric
 
 NAMES = {
@@ -76,6 +76,25 @@ def value_verdicts(
             f"({100 * level:g} % interval {low:+.3g} to {high:+.3g})"
         )
     return sentences
+
+
+def paired_difference(
+    metric: str,
+    truth: np.ndarray,
+    guess: np.ndarray,
+    other: np.ndarray,
+    *,
+    resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+    groups=None,
+) -> Interval:
+    """The metric of `guess` minus that of `other`, (n,) each, with an interval from resampling the same observations for both.
+
+    `groups` (n,): observations of one group are resampled together, such as the predictions of one cell in several splits.
+    """
+    compare = _Paired(truth, guess, resamples, level, seed, groups)
+    return Interval(*compare.difference(metric, other), len(truth), "bootstrap_quantiles")
 
 
 def mcnemar(truth: np.ndarray, guess: np.ndarray, other: np.ndarray) -> float:

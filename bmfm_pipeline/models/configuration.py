@@ -17,7 +17,9 @@ class MultitaskConfig(PretrainedConfig):
     """Shared by all backbones: the fields that go in, the heads that come out.
 
     `fields` and `label_columns` are lists of plain dictionaries in the spelling of the run configuration. `pad_token_id` is the
-    tokenizer's. `classifier_pooling` is `cls` (position 0) or `mean` (over all unpadded positions).
+    tokenizer's. `classifier_pooling` is `cls` (position 0) or `mean` (over all unpadded positions). `cell_summary`: position 0 is given
+    the sum of the cell's gene vectors, weighted by their values. `linear_path`: a linear classifier of the same values is added to the
+    scores of every label column.
     """
 
     model_type = "bmfm_multitask"
@@ -39,6 +41,8 @@ class MultitaskConfig(PretrainedConfig):
     pad_token_id: int = 2
     position_embedding_type: str | None = None
     max_position_embeddings: int = 512
+    cell_summary: bool = False
+    linear_path: bool = False
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)

@@ -6,7 +6,9 @@ from transformers.activations import ACT2FN
 
 from bmfm_pipeline.models.backbone import MultitaskOutput
 from bmfm_pipeline.models.configuration import MultitaskConfig
+from bmfm_pipeline.models.dropout import Dropout
 from bmfm_pipeline.models.embeddings import FieldEmbeddings
+from bmfm_pipeline.models.expressed import ExpressionRows, GeneScores
 from bmfm_pipeline.models.schema import MVC_STYLES, ModelField, ModelLabel, module_name
 
 
@@ -184,6 +186,10 @@ class FieldHeads(nn.Module):
         return head(genes, cell.index_select(0, torch.div(picked, values.shape[1], rounding_mode="floor")))
 
 
+# Behind the name of a label column: the scores of its paths, from which each of them learns by itself.
+PATHS = "%paths"
+
+
 class _LabelDecoder(nn.Module):
     """`decoder` is a single Linear in the plain case; reversal in front and a second layer make it a Sequential."""
 
@@ -196,13 +202,27 @@ class _LabelDecoder(nn.Module):
             layers += [
                 nn.Linear(config.hidden_size, config.hidden_size),
                 ACT2FN[config.hidden_act],
-                nn.Dropout(dropout),
+                Dropout(dropout),
             ]
         layers.append(nn.Linear(config.hidden_size, label.output_size))
         self.decoder = layers[0] if len(layers) == 1 else nn.Sequential(*layers)
+        self.linear_path: GeneScores | None = None
+        # What the encoder is to unlearn must not come in beside it.
+        if config.linear_path and label.gradient_reversal_coefficient is None:
+            rows = ExpressionRows.of(config, "linear_path")
+            self.linear_path = GeneScores(rows, label.output_size, config.pad_token_id)
 
-    def forward(self, states: Tensor) -> Tensor:
-        return self.decoder(states)
+    def forward(self, states: Tensor, input_ids: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The scores, and those of each path (2, B, outputs), encoder first; None where there is one path."""
+        scores = self.decoder(states)
+        if self.linear_path is None:
+            return scores, None
+        if input_ids is None:
+            raise ValueError(
+                "model.linear_path reads the genes' tokens and values, so it needs input_ids, not inputs_embeds"
+            )
+        paths = torch.stack([scores, self.linear_path(input_ids).to(scores.dtype)])
+        return paths.mean(dim=0), paths
 
 
 class LabelHeads(nn.Module):
@@ -210,6 +230,7 @@ class LabelHeads(nn.Module):
 
     def __init__(self, config: MultitaskConfig, dropout: float):
         super().__init__()
+        self.keep_paths = False
         self.labels = config.model_labels
         self.label_decoders = nn.ModuleDict(
             {module_name(x.name): _LabelDecoder(x, config, dropout) for x in self.labels}
@@ -220,15 +241,23 @@ class LabelHeads(nn.Module):
                 {
                     module_name(group): nn.Sequential(
                         nn.Linear(config.hidden_size, config.hidden_size),
-                        nn.Dropout(dropout),
+                        Dropout(dropout),
                         ACT2FN[config.hidden_act],
                     )
                     for group in groups
                 }
             )
 
-    def forward(self, pooled: Tensor, hidden: Tensor) -> dict[str, Tensor]:
-        """(B, H) pooled state and (B, L, H) states -> {label: (B, classes)}"""
+    @staticmethod
+    def paths_key(label: str) -> str:
+        """Where the scores of a column's paths stand among the outputs, the encoder's first."""
+        return label + PATHS
+
+    def forward(self, pooled: Tensor, hidden: Tensor, input_ids: Tensor | None = None) -> dict[str, Tensor]:
+        """(B, H) pooled state and (B, L, H) states -> {label: (B, classes)}; `input_ids` (B, F, L) for linear paths.
+
+        In training and with `keep_paths`, a column whose scores are the mean of two paths also has these, (2, B, classes).
+        """
         scores: dict[str, Tensor] = {}
         shared: dict[tuple[str, int | None], Tensor] = {}
         for label in self.labels:
@@ -242,7 +271,9 @@ class LabelHeads(nn.Module):
                 if slot not in shared:
                     shared[slot] = self.task_groups[module_name(label.task_group)](state)
                 state = shared[slot]
-            scores[label.name] = self.label_decoders[module_name(label.name)](state)
+            scores[label.name], paths = self.label_decoders[module_name(label.name)](state, input_ids)
+            if paths is not None and (self.training or self.keep_paths):
+                scores[self.paths_key(label.name)] = paths
         return scores
 
 
@@ -260,7 +291,7 @@ class Heads(nn.Module):
     def __init__(self, config: MultitaskConfig):
         super().__init__()
         rate = config.classifier_dropout if config.classifier_dropout is not None else config.hidden_dropout_prob
-        self.dropout = nn.Dropout(rate)
+        self.dropout = Dropout(rate)
         self.predictions = (
             _Predictions(FieldHeads(config)) if any(x.decode_modes for x in config.model_fields) else None
         )
@@ -279,5 +310,5 @@ class Heads(nn.Module):
         if self.predictions is not None:
             scores |= self.predictions.predictions(hidden, state.embeddings, input_ids, embeddings, positions)
         if self.label_predictions is not None:
-            scores |= self.label_predictions.predictions(self.dropout(state.embeddings), hidden)
+            scores |= self.label_predictions.predictions(self.dropout(state.embeddings), hidden, input_ids)
         return scores

@@ -1,19 +1,22 @@
 """From a dataset's name or a config to jobs with keys: composes and checks everything before any data is read."""
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from bmfm_pipeline.config import RunConfig, compose, find_accelerator, list_entries, settle_execution
-from bmfm_pipeline.errors import ConfigError, DataError
+from bmfm_pipeline.errors import ConfigError, DataError, did_you_mean
+from bmfm_pipeline.stages.checkpoint_fields import with_fields_of, with_static_vocabularies
 from bmfm_pipeline.stages.inputs import embedding_inputs, source_inputs, table_inputs
 from bmfm_pipeline.stages.jobs import STAGES, Job, make_job
 from bmfm_pipeline.stages.labels import says_nothing_new
-from bmfm_pipeline.stages.models import CheckpointSource, find_checkpoint
+from bmfm_pipeline.stages.models import CheckpointSource, find_checkpoint, with_policy, with_tokenizer_of
 from bmfm_pipeline.stages.source_files import holds_h5ad, name_of_data
 from bmfm_pipeline.storage import Workspace, is_pattern, is_remote, load_artefact, read_json
 
+logger = logging.getLogger(__name__)
 DEFAULT_CONFIGS = {
     "preprocess": "fine_tune_train_config",
     "pretrain": "pre_train_config",
@@ -66,10 +69,7 @@ def target_overrides(target: str | None, label: str | None = None) -> list[str]:
             if label is None:
                 overrides.append("++label_columns=[]")
         else:
-            import difflib
-
-            close = difflib.get_close_matches(target, names, 1)
-            hint = f"; did you mean {close[0]}?" if close else ""
+            hint = did_you_mean(target, names, before="; ")
             raise ConfigError(f"'{target}' is neither an h5ad file nor a known dataset ({', '.join(names)}){hint}")
     if label is not None:
         column = json.dumps(label)
@@ -107,7 +107,14 @@ def plan_preprocess(run: RunConfig, workspace: Workspace) -> Job:
 def _plan_training(
     stage: str, run: RunConfig, workspace: Workspace, data: Job, checkpoint: CheckpointSource | Job | None
 ) -> Job:
+    if run.trainer.lora_config is not None and checkpoint is None:
+        raise ConfigError(
+            f"{stage}: trainer.lora_config adapts pretrained weights, and model.checkpoint is null; name a model there, or, with "
+            "`bmfm run`, say finetune.trainer.lora_config=... to adapt the model that the chain has pretrained"
+        )
+    run = with_fields_of(run, checkpoint)
     inputs = {"data": data.as_input(), **embedding_inputs(run, workspace), **table_inputs(run, workspace)}
+    run = with_policy(run, stage, checkpoint)
     if checkpoint is not None:
         inputs["checkpoint"] = checkpoint.as_input()
     return make_job(stage, data.name, workspace, run.model_dump(mode="json"), run.key_view(stage), inputs)
@@ -148,9 +155,10 @@ def plan_stage(
         return _plan_evaluate_stage(target, config_name, config_dir, overrides, label, place)
     run = compose_stage(stage, target, config_name=config_name, config_dir=config_dir, overrides=overrides, label=label)
     data = plan_preprocess(run, place)
+    checkpoint = find_checkpoint(_checkpoint(run), place, data.name)
+    run, data = _with_its_tokenizer(run, data, checkpoint, place)
     if stage == "preprocess":
         return [data]
-    checkpoint = find_checkpoint(run.model.checkpoint if run.model else None, place, data.name)
     return [data, _plan_training(stage, run, place, data, checkpoint)]
 
 
@@ -168,16 +176,35 @@ def _plan_evaluate_stage(target, config_name, config_dir, overrides, label, plac
                 "evaluate: task.checkpoint must name a fine-tuned model artefact (or give a dataset to run the chain for)"
             )
         return plan_pipeline(target, label=label, overrides=overrides, workspace=place.uri)
+    source = find_checkpoint(named, place, run_name(test), stage="finetune")
+    if not source.artefact:
+        return _plan_evaluation_elsewhere(test, source, overrides, place)
     if strangers := [word for word in overrides if not _belongs(word, "evaluate")]:
         raise ConfigError(
             f"evaluate: {', '.join(strangers)} cannot be changed for a model that is trained already: fields, data and sizes are "
             "those it was trained with; task.*, evaluation.* and seed.* can be set"
         )
-    source = find_checkpoint(named, place, run_name(test), stage="finetune")
-    model = load_artefact(source.uri)
+    model = load_artefact(source.artefact)
     trained = read_json(model.local_file("run_config.json"))
     inputs = {"model": source.as_input(), "data": model.inputs["data"]}
     return [_plan_evaluation(test, trained, model.summary.get("name", run_name(test)), place, inputs)]
+
+
+def _plan_evaluation_elsewhere(
+    test: RunConfig, source: CheckpointSource, overrides: Sequence[str], place: Workspace
+) -> list[Job]:
+    """Test weights that no stage of this workspace has made, on the data that `test` names: these are prepared for the model first."""
+    from bmfm_pipeline.models import model_folder
+    from bmfm_pipeline.stages.prediction_settings import run_of_model
+
+    folder = model_folder(source.uri)
+    run = run_of_model(folder, test, [word for word in overrides if not _belongs(word, "evaluate")])
+    run.note("the model was trained elsewhere: whether it has seen the cells it is tested on is not known")
+    for note in run.notes:
+        logger.warning("%s", note)
+    data = plan_preprocess(run, place)
+    inputs = {"model": source.as_input(), "data": data.as_input()}
+    return [data, _plan_evaluation(test, run.model_dump(mode="json"), data.name, place, inputs)]
 
 
 def plan_pipeline(
@@ -202,17 +229,29 @@ def plan_pipeline(
 
     finetune_run, pretrain_run, test_run = composed("finetune"), composed("pretrain"), composed("evaluate")
     data = plan_preprocess(finetune_run, place)
-    pretrain = _plan_training(
-        "pretrain", pretrain_run, place, data, find_checkpoint(_checkpoint(pretrain_run), place, data.name)
-    )
+    before = find_checkpoint(_checkpoint(pretrain_run), place, data.name)
+    named = find_checkpoint(_checkpoint(finetune_run), place, data.name)
+    finetune_run, data = _with_its_tokenizer(finetune_run, data, named or before, place)
+    pretrain_run = pretrain_run.model_copy(update={"tokenizer": finetune_run.tokenizer})
+    pretrain = _plan_training("pretrain", pretrain_run, place, data, before)
     if not finetune_run.label_columns:
         inputs = {"model": pretrain.as_input(), "data": data.as_input()}
         return [data, pretrain, _plan_evaluation(test_run, pretrain.config, data.name, place, inputs)]
-    start = find_checkpoint(_checkpoint(finetune_run), place, data.name) or pretrain
+    start = named or pretrain
     finetune = _plan_training("finetune", finetune_run, place, data, start)
     inputs = {"model": finetune.as_input(), "data": data.as_input()}
     evaluate = _plan_evaluation(test_run, finetune.config, data.name, place, inputs)
     return [data, pretrain, finetune, evaluate]
+
+
+def _with_its_tokenizer(
+    run: RunConfig, data: Job, source: CheckpointSource | None, place: Workspace
+) -> tuple[RunConfig, Job]:
+    """(run, preprocess job) with the vocabularies of the checkpoint, unless it was trained on the very cells of `data`."""
+    if source is None or source.data == data.key:
+        return run, data
+    changed = with_static_vocabularies(with_tokenizer_of(run, source))
+    return changed, data if changed is run else plan_preprocess(changed, place)
 
 
 def _checkpoint(run: RunConfig) -> str | None:

@@ -188,7 +188,10 @@ class TestUnknownKeys:
     @pytest.mark.parametrize(
         ("override", "message"),
         [
-            ("data_module.batchsize=3", r"data_module\.batchsize: no such key; did you mean 'data_module\.batch_size'\?"),
+            (
+                "data_module.batchsize=3",
+                r"data_module\.batchsize: no such key; did you mean 'data_module\.batch_size'\?",
+            ),
             ("+data_module.batchsize=3", r"data_module: unknown key 'batchsize'; did you mean 'batch_size'\?"),
             ("task.max_epoch=3", r"did you mean 'task\.max_epochs'\?"),
             ("+task.max_epoch=3", r"task: unknown key 'max_epoch'; did you mean 'max_epochs'\?"),

@@ -9,7 +9,11 @@ from bmfm_pipeline.config.run_config import EXECUTION_ONLY
 
 # Execution only: the numbers do not depend on them. One value other than the default for each.
 DATA_MODULE = {"num_workers": 3, "data_dir": "/elsewhere"}
-MODEL = {"checkpoint": "/m", "use_cache": False, "gradient_checkpointing": True}  # the weights themselves enter as an input, by content
+MODEL = {
+    "checkpoint": "/m",
+    "use_cache": False,
+    "gradient_checkpointing": True,
+}  # the weights themselves enter as an input, by content
 TASK = {
     "default_root_dir": "/elsewhere",
     "accelerator": "cpu",

@@ -293,7 +293,10 @@ class TestKeysThatThisVersionDoesNotOffer:
             ("+data_module.tokenize_kwargs={stride: 2}", "remove it"),
             ("+fields.0.datastore_config={path: /x}", "does not offer"),
             ("++task.callbacks=[{_target_: x}]", r"data_module\.batch_schedule|is refused"),
-            ("label_columns=[{label_column_name: a, label_ontology: celltypeont}]", "is no path of a file.*name an OBO or OWL"),
+            (
+                "label_columns=[{label_column_name: a, label_ontology: celltypeont}]",
+                "is no path of a file.*name an OBO or OWL",
+            ),
         ],
     )
     def test_a_refusal_says_what_to_do_instead(self, override, hint):

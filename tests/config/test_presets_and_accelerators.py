@@ -73,12 +73,12 @@ class TestWithoutAnAccelerator:
     @pytest.mark.parametrize("name", ["scbert", "performer", "nystromformer", "modernbert", "llama"])
     def test_a_packaged_model_that_was_chosen_is_a_choice_of_network_not_of_size(self, name):
         run = compose("pre_train_config", [f"model={name}"])
-        assert run.preset_used == "laptop" and sizes(run) == (64, 1, 2, 128)
+        assert run.preset_used == "laptop" and sizes(run) == (64, 1, 1, 128)
         assert run.model.model_type.endswith(name)
 
     def test_a_packaged_model_is_chosen_in_a_file_too_and_has_its_own_size_where_one_is_written(self, tmp_path, write):
         write(tmp_path, "mine", "defaults: [pre_train_config, {override /model: modernbert}, _self_]\n")
-        assert sizes(compose("mine", config_dir=tmp_path)) == (64, 1, 2, 128)
+        assert sizes(compose("mine", config_dir=tmp_path)) == (64, 1, 1, 128)
         assert sizes(compose("mine", ["preset=none"], tmp_path)) == (768, 22, 12, 1152)
         assert sizes(compose("mine", ["model.num_hidden_layers=5"], tmp_path)) == (768, 5, 12, 1152)
 

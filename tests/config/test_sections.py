@@ -179,6 +179,8 @@ TASKS = {
         "early_stopping_patience": 3,
         "detect_anomaly": True,
         "compile": "default",
+        "auto_batch_size": "max",
+        "memory_limit": 6.0,
         "sync_batchnorm": True,
     },
     "test": {"checkpoint": "/models/two", "ci_method": "binomial", "num_bootstrap_runs": 0, "precision": "32-true"},

@@ -57,7 +57,7 @@ def test_a_wrong_override_fails_the_run_before_data_is_read_and_its_state_says_w
     run = server.create_run("preprocess/zheng68k-mini", overrides=["data_module.max_lenght=64"])
     ended = server.wait_until_final(run, 120)
     assert ended["state_name"] == "Failed"
-    assert ended["state"]["message"] == ("data_module.max_lenght: no such key; did you mean data_module.max_length?")
+    assert ended["state"]["message"] == ("data_module.max_lenght: no such key; did you mean 'data_module.max_length'?")
     assert server.task_runs(run) == []
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from bmfm_pipeline.errors import ConfigError
+from bmfm_pipeline.errors import ConfigError, ResourceError
 from bmfm_pipeline.evaluation import predict_loader
 
 NAMES = ["B", "NK", "T"]
@@ -61,6 +61,36 @@ def test_predictions_keep_the_order_of_the_loader_and_look_the_truth_up_by_row()
     assert label.probabilities.max(axis=1) == pytest.approx(np.exp(4) / (np.exp(4) + 2))
     assert seen == [4, 6]
     assert found.fields == {}
+
+
+class FewAtOnce(FirstTokens):
+    """Has room for so many cells."""
+
+    def __init__(self, room: int):
+        super().__init__()
+        self.room, self.sizes = room, []
+
+    def forward(self, input_ids, attention_mask, positions):
+        self.sizes.append(len(input_ids))
+        if len(input_ids) > self.room:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return super().forward(input_ids, attention_mask, positions)
+
+
+def test_batches_that_do_not_fit_are_halved_and_each_size_fails_once():
+    first, rows = [0, 2, 1, 1, 0, 2, 1, 0, 2, 1, 2], list(range(11))
+    model = FewAtOnce(2)
+    found = predict_loader(model, batches(first, rows, 7), {"celltype": NAMES}, pooling="first_token")
+    assert model.sizes == [7, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1]
+    assert found.cells == [f"cell {row}" for row in rows]
+    assert found.labels["celltype"].predicted.tolist() == first
+    assert len(found.embeddings) == 11
+    with pytest.raises(ResourceError, match=r"a single cell \(cell 0, 2 tokens\)"):
+        predict_loader(FewAtOnce(0), batches(first, rows), {"celltype": NAMES})
+    broken = FewAtOnce(2)
+    broken.forward = None  # whatever else goes wrong is not tried again
+    with pytest.raises(TypeError):
+        predict_loader(broken, batches(first, rows), {"celltype": NAMES})
 
 
 def test_regression_and_embeddings_come_from_the_same_pass():

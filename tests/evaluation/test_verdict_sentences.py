@@ -8,7 +8,7 @@ from scipy import stats
 
 from bmfm_pipeline.evaluation.intervals import resampled
 from bmfm_pipeline.evaluation.metrics import Metric
-from bmfm_pipeline.evaluation.verdicts import class_verdicts, mcnemar, value_verdicts
+from bmfm_pipeline.evaluation.verdicts import class_verdicts, mcnemar, paired_difference, value_verdicts
 
 OPTIONS = {"resamples": 500, "level": 0.95, "seed": 0}
 
@@ -130,3 +130,18 @@ def test_numbers_are_compared_by_squared_error():
     assert "worse than" in worse
     (same,) = value_verdicts("age", truth, far, {"train_mean": far}, **OPTIONS)
     assert "not shown to differ" in same
+
+
+def test_a_difference_of_cells_seen_in_several_splits_is_as_uncertain_as_the_cells():
+    truth, first, second = two_models()
+    cells = np.arange(len(truth))
+    once = paired_difference("accuracy", truth, first, second, resamples=2000)
+    assert once.value == pytest.approx(0.1) and once.n == 500
+    assert once.low < 0.1 < once.high
+    three = [np.tile(values, 3) for values in (truth, first, second)]
+    as_if_new = paired_difference("accuracy", *three, resamples=2000)
+    clustered = paired_difference("accuracy", *three, resamples=2000, groups=np.tile(cells, 3))
+    assert clustered.value == as_if_new.value == pytest.approx(0.1)
+    width = {name: found.high - found.low for name, found in (("new", as_if_new), ("same", clustered), ("once", once))}
+    assert width["same"] == pytest.approx(width["once"], rel=0.1)
+    assert width["new"] == pytest.approx(width["once"] / 3**0.5, rel=0.15)

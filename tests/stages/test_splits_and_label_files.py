@@ -1,17 +1,20 @@
-"""Splits with names, few training cells, and label files that several runs share, through the preprocess stage."""
+"""Splits with names, few training cells, label files that several runs share, labels in an ontology, through the preprocess stage."""
 
+import shutil
 from pathlib import Path
 
 import anndata
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy import sparse
 
 from bmfm_pipeline.config import RunConfig
-from bmfm_pipeline.errors import DataError, StorageError
+from bmfm_pipeline.errors import ConfigError, DataError, StorageError
 from bmfm_pipeline.stages import plan_stage, run_stage
 from bmfm_pipeline.storage import list_artefacts, read_json, write_json_atomic
+from bmfm_pipeline.training import build_data_module, build_module
 
 SPLIT = "data_module.transform_kwargs.split"
 
@@ -162,3 +165,78 @@ def test_intervals_resample_the_groups_that_the_split_kept_whole():
     assert _groups(SimpleNamespace(store=store), None, ["c"]) == (None, [])
     one, notes = _groups(SimpleNamespace(store=store), "donor", ["a", "c"])
     assert one is None and "all test cells have the same donor" in notes[0]
+
+
+SIZES = [
+    "model.hidden_size=16",
+    "model.num_hidden_layers=1",
+    "model.num_attention_heads=2",
+    "model.intermediate_size=16",
+    "data_module.max_length=32",
+]
+
+
+def labelled_jobs(place, data_dir, ontology, stage="finetune"):
+    """The jobs up to `stage` on real cells whose labels lie in an ontology."""
+    column = f"[{{label_column_name: cell_type, label_ontology: {ontology}}}]"
+    return plan_stage(
+        stage,
+        str(data_dir / "cellxgene_220" / "cellxgene.h5ad"),
+        overrides=[f"++label_columns={column}", f"{SPLIT}.method=random", *SIZES],
+        workspace=str(place.parent / "workspace"),
+    )
+
+
+@pytest.fixture(scope="module")
+def cell_ontology(data_dir) -> Path:
+    return data_dir / "genes" / "cl.v2024-04-05.owl.gz"
+
+
+def test_labels_of_mixed_detail_are_trained_and_scored(cells, data_dir, cell_ontology, tmp_path):
+    preprocess, *_, finetune = labelled_jobs(cells, data_dir, cell_ontology)
+    folder = Path(run_stage(preprocess)["uri"])
+    placed = read_json(folder / "label_ontology.json")["cell_type"]
+    assert placed["terms"]["T cell"] == "CL:0000084" and placed["terms"]["Hofbauer cell"] == "CL:3000001"
+    assert placed["allowed"]["T cell"] == ["T cell", "regulatory T cell"]
+    assert set(placed["allowed"]["native cell"]) == set(placed["terms"])  # obsolete, and replaced by `cell`
+    assert read_json(folder / "labels.json")["cell_type"]["ontology"]["placed"] == 22
+
+    run = RunConfig.model_validate(finetune.config)
+    assert run.trainer.losses == [{"label_column_name": "cell_type", "name": "hce"}]
+    data = build_data_module(run, folder)
+    data.setup("fit")
+    module = build_module(run, data)
+    batch = module.on_before_batch_transfer(next(iter(data.train_dataloader())), 0)
+    logits, positions = module.outputs(batch)
+    result = module.objectives.compute(logits, batch["labels"], positions)
+    result.total.backward()
+    ids = data.prepared.label_dict["cell_type"]
+    scores, shares = logits["cell_type"].detach(), torch.softmax(logits["cell_type"].detach(), dim=-1)
+    within = {ids[name]: [ids[other] for other in below] for name, below in placed["allowed"].items()}
+    truth = batch["labels"]["cell_type"].tolist()
+    expected = -np.mean([float(shares[row, within[label]].sum().log()) for row, label in enumerate(truth)])
+    assert float(result.total.detach()) == pytest.approx(expected, rel=1e-5)
+    head = next(p for name, p in module.model.named_parameters() if "label_decoders" in name)
+    assert head.grad.abs().sum() > 0
+    module.metrics.update(logits, batch["labels"], positions)
+    said = scores.argmax(dim=-1).tolist()
+    right = np.mean([guess in within[label] for guess, label in zip(said, truth, strict=True)])
+    assert module.metrics.compute()["cell_type_hierarchical_accuracy"] == pytest.approx(right)
+
+    # The same content elsewhere is the same data; without the ontology they are other data, which hce cannot be trained on.
+    copied = shutil.copy(cell_ontology, tmp_path / "cl.owl.gz")
+    assert labelled_jobs(cells, data_dir, copied, "preprocess")[0].key == preprocess.key
+    tables = data.prepared.class_tables(run)
+    assert tables["cell_type"].counts.sum() == len(data.rows["train"])
+    assert (
+        tables["cell_type"].counts.tolist()
+        == np.bincount(data.prepared.labels(run)["cell_type"][data.rows["train"]], minlength=22).tolist()
+    )
+    (folder / "label_ontology.json").unlink()
+    with pytest.raises(ConfigError, match="preprocess them with label_ontology set"):
+        build_module(run, data)
+
+
+def test_an_ontology_that_is_not_there_is_refused_before_anything_runs(cells, data_dir, tmp_path):
+    with pytest.raises(DataError, match=r"label_columns\.0\.label_ontology\.file: .*none\.obo does not exist"):
+        labelled_jobs(cells, data_dir, tmp_path / "none.obo")

@@ -1,19 +1,17 @@
 """Columns of obs as integer codes."""
 
-import difflib
-
 import numpy as np
 import pandas as pd
 
 from bmfm_pipeline.config.splits import PLACE
 from bmfm_pipeline.data.label_files import few
-from bmfm_pipeline.errors import DataError
+from bmfm_pipeline.errors import DataError, closest
 
 
 def nearest_column(column: str, columns: list[str]) -> str:
     """The advice that belongs behind the name of a column that is not there; empty where none is like it."""
-    close = difflib.get_close_matches(column, columns, 1, 0.5)
-    return f"; did you mean '{close[0]}'?" if close else ""
+    close = closest(column, columns, 0.5)
+    return f"; did you mean '{close}'?" if close else ""
 
 
 def column_of(obs: pd.DataFrame, column: str, key: str) -> pd.Series:

@@ -1,6 +1,5 @@
 """Run a chain over a source in chunks: fit what needs a pass, then write the processed file. Memory does not grow with cells."""
 
-import difflib
 import itertools
 import time
 from collections.abc import Iterable, Iterator
@@ -21,7 +20,7 @@ from bmfm_pipeline.data.transforms.registry import STEPS
 from bmfm_pipeline.data.transforms.steps import Log, NormalizeTotal, Step
 from bmfm_pipeline.data.transforms.tpm import TPMNormalization
 from bmfm_pipeline.data.transforms.variable_genes import HighlyVariableGenes
-from bmfm_pipeline.errors import ConfigError, DataError
+from bmfm_pipeline.errors import ConfigError, DataError, did_you_mean
 from bmfm_pipeline.storage import disk_errors
 
 
@@ -73,8 +72,7 @@ def build_chain(steps: Iterable[dict[str, Any]]) -> "Chain":
     for index, entry in enumerate(steps):
         name = entry["transform_name"]
         if name not in STEPS:
-            close = difflib.get_close_matches(name, STEPS, 1)
-            hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(STEPS)}"
+            hint = did_you_mean(name, STEPS, f"known: {', '.join(STEPS)}")
             raise ConfigError(f"transforms.{index}: unknown transform '{name}'; {hint}")
         try:
             built.append((name, STEPS[name].model_validate(dict(entry.get("transform_args") or {}))))

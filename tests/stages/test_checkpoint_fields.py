@@ -14,7 +14,7 @@ def checkpoint(fields) -> Job:
 
 
 def run_of(fields) -> RunConfig:
-    plain = compose("fine_tune_train_config", ["dataset=zheng68k-mini"]).model_dump(mode="json")
+    plain = compose("fine_tune_train_config", ["dataset=zheng68k-mini", "preset=none"]).model_dump(mode="json")
     return RunConfig.model_validate({**plain, "fields": fields})
 
 
@@ -54,8 +54,18 @@ def test_equal_fields_and_no_checkpoint_leave_the_run_alone():
 
 
 def test_losses_that_do_not_fit_the_fields_of_the_checkpoint_are_refused():
-    run = compose("pre_train_config", ["dataset=zheng68k-mini"])
+    run = compose("pre_train_config", ["dataset=zheng68k-mini", "preset=none"])
     stored = [entry.model_dump(mode="json") for entry in run.fields]
     stored[1]["tokenization_strategy"] = "continuous_value_encoder"
     with pytest.raises((ConfigError, ValueError), match="predicts tokens, but field 'expressions' is continuous"):
         with_fields_of(run, checkpoint(stored))
+
+
+def test_a_checkpoint_of_tokens_takes_from_the_preset_what_reads_numbers(monkeypatch):
+    monkeypatch.setattr("bmfm_pipeline.config.presets.find_accelerator", lambda: None)
+    run = compose("fine_tune_train_config", ["dataset=zheng68k-mini", "model.checkpoint=/m"])
+    assert run.data_module.sqrt_normalize_transform and run.model.linear_path
+    merged = with_fields_of(run, checkpoint([{"field_name": "genes"}, {"field_name": "expressions"}]))
+    assert not any(field.continuous for field in merged.fields)
+    assert not merged.data_module.sqrt_normalize_transform and not merged.model.linear_path
+    assert any("reads expressions as tokens" in note for note in merged.notes)

@@ -37,8 +37,11 @@ READING_DATA = (
     "transform_kwargs.input_values",
     "transform_kwargs.processed_data_source",
 )
-# Who says how long to train in one way is not held to the preset's number of steps.
-BOUNDED_BY = {"task.max_steps": ("task.max_epochs", "task.max_time")}
+# Who says how long to train in one way is not held to the preset's number of steps, or of epochs where these are scheduled.
+BOUNDED_BY = {
+    "task.max_steps": ("task.max_epochs", "task.max_time"),
+    "task.max_epochs": ("data_module.batch_schedule",),
+}
 
 
 def apply_preset(values: dict[str, Any], written: set[str] | frozenset[str]) -> None:

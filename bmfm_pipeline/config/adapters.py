@@ -6,6 +6,7 @@ from pydantic import Field, field_validator, model_validator
 
 from bmfm_pipeline.config.strict import Absent, Section
 from bmfm_pipeline.config.targets import BUILDABLE_MODELS
+from bmfm_pipeline.errors import ConfigError
 
 # Names of presets by the model type that they are for; None fits every type.
 PRESETS: dict[str, str | None] = {
@@ -65,6 +66,14 @@ class LoraSettings(Section):
         if not self.target_modules:
             self.preset = self.preset or "default"
         return self
+
+    def check_type(self, model_type: str) -> None:
+        """ConfigError when the preset is for another model type."""
+        if self.model_type not in (None, model_type):
+            raise ConfigError(
+                f"trainer.lora_config: the preset {self.preset} names layers of {self.model_type}, but the model is {model_type}; use the "
+                "preset default, which takes those of the model's own type"
+            )
 
     @property
     def model_type(self) -> str | None:

@@ -200,11 +200,8 @@ def check_run(run: "RunConfig") -> None:
 def _check_training(run: "RunConfig") -> None:
     module = run.data_module
     lora = run.trainer.lora_config
-    if lora is not None and lora.model_type not in (None, run.model.model_type) and not run.sizes_from_checkpoint:
-        raise ConfigError(
-            f"trainer.lora_config: the preset {lora.preset} names layers of {lora.model_type}, but the model is {run.model.model_type}; "
-            "use the preset default, which takes those of the model's own type"
-        )
+    if lora is not None and not run.sizes_from_checkpoint:
+        lora.check_type(run.model.model_type)
     if module.prevent_attention_to_masked and run.model.model_type in WITHOUT_PAIRS:
         raise ConfigError(
             f"data_module.prevent_attention_to_masked: {run.model.model_type} approximates attention and cannot hide single pairs of "

@@ -40,8 +40,8 @@ class PackedCells:
         self.packing, self.window = packing, window
         self._seen: dict[Any, Visibility] = {}
 
-    def of_length(self, cells: int, length: int, device: torch.device, how: str | None) -> "Visibility":
-        """What is seen in (cells, L) where nothing is padding."""
+    def of_length(self, length: int, device: torch.device, how: str | None) -> "Visibility":
+        """What is seen in cells of one length, where nothing is padding."""
         if length not in self._seen:
             shape = torch.empty(1, length, 0, device=device)
             self._seen[length] = visibility(None, shape, None if how is None else "torch", 0.0, self.window)
@@ -239,7 +239,7 @@ def _attend_in_stream(
     seed = draw_seed() if dropout else 0
 
     def within_cells(rows: list[int], *parts: Tensor) -> Tensor:
-        around = seen.of_length(len(rows), parts[0].shape[2], query.device, how)
+        around = seen.of_length(parts[0].shape[2], query.device, how)
         if how is not None and dropout and around is None and in_host_memory(query):
             return attend_with_dropout(*parts, dropout, seed, rows)
         return attend(*parts, around, dropout, how)[0]

@@ -196,15 +196,14 @@ def _add_vocabulary(entry: dict[str, Any], vocabularies: Any, source: str) -> No
 
 def _default_settings(found: Any) -> tuple[list[dict[str, Any]], dict[str, Any], list[str]]:
     """(transform chain, data module, what was chosen in words) for cells of a checkpoint that carries neither."""
-    from bmfm_pipeline.config.catalogue import default_transforms
+    from bmfm_pipeline.config.catalogue import default_transforms, without_filters
     from bmfm_pipeline.data.transforms import build_chain
 
     continuous = any(
         entry.get("tokenization_strategy") == "continuous_value_encoder" and entry.get("is_input", True)
         for entry in found.fields
     )
-    # Cells are never filtered where they are predicted, so only what changes values and names is left of the chain.
-    steps = [] if continuous else [s for s in default_transforms() if not s["transform_name"].startswith("Filter")]
+    steps = [] if continuous else without_filters(default_transforms())
     length = max(16, int(found.settings.get("max_position_embeddings") or 512) // 16 * 16)
     module = {
         "max_length": length,

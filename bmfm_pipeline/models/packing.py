@@ -5,7 +5,7 @@ cell by cell: cells of one length lie side by side, so that a group of them is a
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -26,7 +26,6 @@ class Packing:
     lengths: Sequence[int]
     index: Tensor
     offsets: Tensor
-    _kept: dict = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, attention_mask: Tensor | None) -> "tuple[Tensor | None, Packing | None]":

@@ -205,11 +205,11 @@ def _has(state: dict[str, Tensor], prefix: str) -> bool:
 
 def _table(name: str, stored: dict[str, Any], found: Published) -> dict[str, Any]:
     """A pretrained input embedding: its vectors are among the weights, its file is not needed again."""
-    weight = next(tensor for key, tensor in found.state.items() if key.endswith(f".{name}_embeddings.weight"))
+    place = next(key for key in found.state if key.endswith(f".{name}_embeddings.weight"))
+    weight = found.state[place]
     frozen = stored.get("embedding_indices_to_freeze") or []
     mark = torch.zeros(len(weight), dtype=torch.bool)
     mark[torch.tensor(frozen, dtype=torch.int64)] = True
-    place = next(key for key in found.state if key.endswith(f".{name}_embeddings.weight"))
     found.state[place.removesuffix("weight") + "frozen_rows"] = mark
     return {
         "filename": Path(str(stored.get("filename") or "vectors")).name,

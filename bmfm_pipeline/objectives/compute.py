@@ -74,6 +74,10 @@ class Objectives:
     def metric_keys(self) -> list[str]:
         return [task.metric_key for task in self.tasks]
 
+    @property
+    def loss_keys(self) -> list[str]:
+        return [task.loss_key for task in self.tasks]
+
     def positions(self, labels: Mapping[str, Any]) -> dict[str, Tensor]:
         """For each field with a loss per position, the flat indices into B * L that have a target; hand it to the model's forward.
 

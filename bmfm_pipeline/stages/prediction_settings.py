@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from bmfm_pipeline.config import RunConfig
-from bmfm_pipeline.config.catalogue import default_transforms
+from bmfm_pipeline.config.catalogue import default_transforms, without_filters
 from bmfm_pipeline.config.strict import readable
 from bmfm_pipeline.errors import CheckpointError, ConfigError
 from bmfm_pipeline.storage import read_json
@@ -60,9 +60,7 @@ def settings_of_config(run: RunConfig) -> dict[str, Any]:
     settings = {name: module[name] for name in READING}
     steps = module["transform_kwargs"]["transforms"] if run.data_module.transform_datasets else []
     if steps != default_transforms():
-        # Cells are never left out where they are predicted.
-        kept = [step for step in steps if not step["transform_name"].startswith("Filter")]
-        settings["transform_kwargs"] = {"transforms": kept}
+        settings["transform_kwargs"] = {"transforms": without_filters(steps)}
     return settings
 
 

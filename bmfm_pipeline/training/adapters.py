@@ -56,11 +56,7 @@ def layers_to_adapt(model: PreTrainedModel, settings: LoraSettings) -> list[str]
     ]
     kinds = sorted({name.rpartition(".")[2] for name in names})
     kind = model.config.model_type
-    if settings.model_type not in (None, kind):
-        raise ConfigError(
-            f"{_KEY}: the preset {settings.preset} names layers of {settings.model_type}, but the model is {kind}; use the preset "
-            "default, which takes those of the model's own type"
-        )
+    settings.check_type(kind)
     wanted = settings.target_modules or list(model.lora_targets)
     if wanted == "all-linear":
         chosen = names

@@ -150,12 +150,17 @@ class CellDataModule(pl.LightningDataModule):
         """Labels, by batch, that a sample of the training cells would have in validation: masks of the same kind, seeded."""
         module = self.run.data_module
         rows = choose_rows(self.rows["train"], most_cells, self.run.seed.seed_value)
-        builder = copy.copy(self.builders[module.evaluation_length])
-        builder.report = type(builder.report)()  # what is left out here is counted when cells are trained on
+        builder = self.uncounted(module.evaluation_length)
         cells, size = CellDataset(builder, rows, evaluation=True), module.evaluation_batch_size
         for start in range(0, len(rows), size):
             batch = cells.__getitems__([(0, index) for index in range(start, min(start + size, len(rows)))])
             yield batch.get("labels", {})
+
+    def uncounted(self, length: int) -> BatchBuilder:
+        """The builder of a length for a look at cells beforehand: what is left out is counted when they are trained on."""
+        builder = copy.copy(self.builders[length])
+        builder.report = type(builder.report)()
+        return builder
 
     def val_dataloader(self) -> DataLoader | StepLoader | list:
         """The cells of the dev split, each once; of several processes each gets its share."""

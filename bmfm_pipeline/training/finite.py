@@ -41,13 +41,10 @@ class FiniteCheck:
 
     def gradients(self, norm: Tensor, scaled: bool) -> None:
         """Take note of the norm of all gradients of a step, before the optimiser uses them."""
-        self._norm = (norm, scaled, self._loss_names(), self.module.global_step)
+        self._norm = (norm, scaled, self.module.objectives.loss_keys, self.module.global_step)
         if norm.device.type == "cpu":
             self.check()
         self._batches = []
-
-    def _loss_names(self) -> list[str]:
-        return [task.loss_key for task in self.module.objectives.tasks]
 
     def check(self) -> None:
         """TrainingError when the latest loss or the latest gradients were not numbers, naming batch and loss."""

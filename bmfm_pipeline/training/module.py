@@ -13,6 +13,7 @@ from torch import Tensor, distributed, nn
 from bmfm_pipeline.config import RunConfig, TrainerConfig, require_path
 from bmfm_pipeline.config.models import WHERE_WEIGHTS_START
 from bmfm_pipeline.errors import ConfigError
+from bmfm_pipeline.models.packing import Packing
 from bmfm_pipeline.objectives import Objectives, RunningMetrics, build_objectives, fit_constants
 from bmfm_pipeline.storage import localise, strip_userinfo
 from bmfm_pipeline.training.finite import FiniteCheck
@@ -60,8 +61,6 @@ class TrainingModule(pl.LightningModule):
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         # Finding the predicted positions and the padding here, on the host, spares the accelerator a wait.
-        from bmfm_pipeline.models.packing import Packing
-
         if isinstance(batch, dict) and "labels" in batch:
             mask, packing = Packing.of(batch["attention_mask"])
             batch = {
@@ -106,13 +105,12 @@ class TrainingModule(pl.LightningModule):
             if several:
                 counts = counts.clone()
                 distributed.all_reduce(counts)
-            keys = [task.loss_key for task in self.objectives.tasks]
-            self._step_counts = dict(zip(keys, counts, strict=True))
+            self._step_counts = dict(zip(self.objectives.loss_keys, counts, strict=True))
         return self._step_counts
 
     def on_before_optimizer_step(self, optimizer) -> None:
         self._step_ends = True
-        keys = [task.loss_key for task in self.objectives.tasks]
+        keys = self.objectives.loss_keys
         step = torch.stack(
             [torch.stack([sum(part[row][key] for part in self._parts).float() for key in keys]) for row in (0, 1)]
         )
@@ -122,7 +120,7 @@ class TrainingModule(pl.LightningModule):
 
     def training_values(self) -> dict[str, float]:
         """Loss and its parts over all batches and processes of the latest optimiser step; reading them waits for the accelerator."""
-        keys = [task.loss_key for task in self.objectives.tasks]
+        keys = self.objectives.loss_keys
         sums, counts = (dict(zip(keys, values.tolist(), strict=True)) for values in self._step)
         values = self.objectives.pool(sums, counts)
         return {"loss": values.pop("loss"), **values}

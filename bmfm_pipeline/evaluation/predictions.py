@@ -171,6 +171,22 @@ def _stored(table, column: str, width: int) -> np.ndarray:
     return flat.astype(np.float64).reshape(-1, width)
 
 
+def write_embeddings(folder: Path, split: str, embeddings: np.ndarray, rows: np.ndarray) -> None:
+    """embeddings/SPLIT.npy, float32 (cells, features), and embeddings/SPLIT_rows.npy, the rows of the processed file they are of."""
+    place = folder / "embeddings"
+    place.mkdir(exist_ok=True)
+    np.save(place / f"{split}.npy", np.ascontiguousarray(embeddings, dtype=np.float32))
+    np.save(place / f"{split}_rows.npy", np.asarray(rows, dtype=np.int64))
+
+
+def read_embeddings(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """(embeddings, rows) as write_embeddings wrote them; None where there are none."""
+    place = folder / "embeddings"
+    if not (place / f"{split}.npy").exists():
+        return None
+    return np.load(place / f"{split}.npy", allow_pickle=False), np.load(place / f"{split}_rows.npy", allow_pickle=False)
+
+
 def write_control_predictions(path: Path, controls: dict[str, dict[str, LabelPredictions]]) -> None:
     """Predictions of the controls, as class ids beside the model's: {control: {label: predictions}}."""
     write_json_atomic(

@@ -19,6 +19,7 @@ from bmfm_pipeline.evaluation.predictions import (
     read_control_predictions,
     read_predictions,
     write_control_predictions,
+    write_embeddings,
     write_predictions,
 )
 from bmfm_pipeline.evaluation.report import write_report
@@ -96,7 +97,10 @@ def predict(job: Job, on_progress: Progress) -> dict[str, Any]:
         on_batch=lambda done: on_progress({"kind": "progress", "stage": "evaluate", "step": done, "max_steps": total}),
         device="cuda" if run.task.accelerator == "gpu" else "cpu",
         precision=run.task.precision,
+        pooling=run.trainer.pooling_method if labels else None,
     )
+    if predictions.embeddings is not None:
+        write_embeddings(job.staging, "test", predictions.embeddings, rows)
     if unknown := data.builder.report.values_outside_vocabulary:
         logger.warning(UNKNOWN_VALUES, unknown)
     file = job.staging / "predictions.parquet"

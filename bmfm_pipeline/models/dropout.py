@@ -1,10 +1,9 @@
 """Dropout on a processor: attention that never keeps its weights, and random numbers at a tenth of the usual cost.
 
 torch draws one number per element in sequence and, with dropout, forms the attention weights of the whole batch. Here 16 bits per
-element are drawn, so rates are rounded to 1/65,536. Everything follows from torch's generator.
+element are drawn by a hash of its number, so rates are rounded to 1/65,536. Everything follows from torch's generator.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -26,11 +25,13 @@ def draw_seed() -> int:
 
 
 def _keep(stream: np.random.SFC64, shape: Sequence[int], rate: float, out: Tensor | None = None) -> Tensor:
-    """float32 of `shape`: 1 with probability 1 - rate, else 0."""
-    size = math.prod(shape)
-    bits = stream.random_raw(-(-size // 4)).view(np.int16)[:size]
+    """float32 of `shape`: 1 with probability 1 - rate, else 0. `out` must be contiguous."""
+    from bmfm_pipeline.models.dropout_kernel import fill_kept
+
+    bits = int(stream.random_raw())
     out = torch.empty(shape) if out is None else out
-    return torch.ge(torch.from_numpy(bits).view(shape), round(rate * 65536) - 32768, out=out)
+    fill_kept(out.view(-1).numpy(), np.uint32(bits & 0xFFFFFFFF), np.uint32(bits >> 32), np.uint32(round(rate * 65536)))
+    return out
 
 
 class Dropout(nn.Dropout):

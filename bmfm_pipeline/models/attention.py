@@ -19,6 +19,7 @@ from bmfm_pipeline.models.packing import Packing
 log = logging.getLogger(__name__)
 
 _BLOCK = 32  # the fewest queries that read their surroundings together
+_FLEX_WIDTH = 16
 
 
 @dataclass(frozen=True)
@@ -198,6 +199,15 @@ def _compiled_flex():
     return torch.compile(flex_attention)
 
 
+def _attend_flex(query: Tensor, key: Tensor, value: Tensor, seen: BlockMask) -> Tensor:
+    """Its kernel wants heads of at least 16: narrower ones are filled up with zeros, which changes no product."""
+    run = _compiled_flex() if query.is_cuda else flex_attention
+    width = query.shape[-1]
+    if width < _FLEX_WIDTH:
+        query, key, value = (pad(part, (0, _FLEX_WIDTH - width)) for part in (query, key, value))
+    return run(query, key, value, block_mask=seen, scale=width**-0.5)[..., :width]
+
+
 def attend(
     query: Tensor, key: Tensor, value: Tensor, seen: Visibility, dropout: float, how: str | None
 ) -> tuple[Tensor, Tensor | None]:
@@ -210,8 +220,7 @@ def attend(
     if isinstance(seen, PackedCells):
         return _attend_in_stream(query, key, value, seen, dropout, how), None
     if isinstance(seen, BlockMask):
-        run = _compiled_flex() if query.is_cuda else flex_attention
-        return run(query, key, value, block_mask=seen), None
+        return _attend_flex(query, key, value, seen), None
     if isinstance(seen, Surroundings):
         return _attend_around(query, key, value, seen, dropout), None
     if how is not None and dropout and seen is None and in_host_memory(query):
@@ -245,6 +254,35 @@ def _attend_in_stream(
         return attend(*parts, around, dropout, how)[0]
 
     return packing.by_group(within_cells, query, key, value)
+
+
+def attend_first(
+    query: Tensor, key: Tensor, value: Tensor, seen: Visibility, how: str | None
+) -> tuple[Tensor, Tensor | None]:
+    """`attend` without dropout for the first position of every cell only.
+
+    query : (B, heads, 1, d); key, value : (B, heads, L, d), or (1, heads, T, d) with PackedCells, and the query then has the cells in
+    the order of the stream. Returns as many positions as the query has, and the weights of the classic way.
+    """
+    if not isinstance(seen, PackedCells):
+        return attend(query, key, value, seen, 0.0, how)
+    mixed, cells = [], 0
+    sizes = [length * len(rows) for length, _, rows in seen.packing.groups]
+    streams = [part[0].transpose(0, 1).split(sizes) for part in (key, value)]
+    for (length, _, rows), *pieces in zip(seen.packing.groups, *streams, strict=True):
+        keys, values = (piece.unflatten(0, (len(rows), length)).transpose(1, 2) for piece in pieces)
+        mixed.append(attend(query[cells : cells + len(rows)], keys, values, None, 0.0, how)[0])
+        cells += len(rows)
+    return mixed[0] if len(mixed) == 1 else torch.cat(mixed), None
+
+
+def can_attend_first(hidden: Tensor, seen: Visibility) -> bool:
+    """Whether `attend_first` serves: in host memory, where the keys that are seen do not depend on the query."""
+    if hidden.device.type != "cpu":
+        return False
+    if isinstance(seen, PackedCells):
+        return seen.window is None
+    return seen is None or (isinstance(seen, Tensor) and seen.shape[2] == 1)
 
 
 def can_vary(states: Tensor) -> bool:

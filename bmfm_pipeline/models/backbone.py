@@ -66,15 +66,20 @@ class Backbone(nn.Module):
         output_attentions: bool = False,
         inputs_embeds: Tensor | None = None,
         packing: Packing | None = None,
+        first_only: bool = False,
     ) -> MultitaskOutput:
-        """With a packing, what is at padding is not computed; states are zero there."""
+        """With a packing, what is at padding is not computed; states are zero there. `first_only`: states of the first position are
+        enough, (B, 1, H), where the backbone saves work by it."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
         if output_attentions and not self.can_return_weights:
             raise ValueError(self.no_weights)
+        first_only = first_only and self.pooler.how == "cls" and not (output_hidden_states or output_attentions)
         if packing is not None:
-            return self._forward_packed(input_ids, inputs_embeds, packing, output_hidden_states)
+            return self._forward_packed(input_ids, inputs_embeds, packing, output_hidden_states, first_only)
         hidden = self.embeddings(input_ids) if inputs_embeds is None else inputs_embeds
+        if first_only and (first := self.encode_first(hidden, attention_mask)) is not None:
+            return self._output_of_first(first)
         last, states, weights = self.encode(hidden, attention_mask, output_hidden_states, output_attentions)
         states_of_heads = self.finish(last)
         return MultitaskOutput(
@@ -86,12 +91,19 @@ class Backbone(nn.Module):
         )
 
     def _forward_packed(
-        self, input_ids: Tensor | None, inputs_embeds: Tensor | None, packing: Packing, keep_states: bool
+        self,
+        input_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+        packing: Packing,
+        keep_states: bool,
+        first_only: bool,
     ) -> MultitaskOutput:
         if inputs_embeds is not None:
             hidden = packing.pack(inputs_embeds)
         else:
             hidden = self.embeddings(packing.pack(input_ids.transpose(1, 2)).transpose(1, 2), packing.places)
+        if first_only and (first := self.encode_first(hidden, packing)) is not None:
+            return self._output_of_first(first)
         last, states, _ = self.encode(hidden, packing, keep_states, False)
         finished = self.finish(last)
         of_cells = packing.unpack(last)
@@ -104,6 +116,14 @@ class Backbone(nn.Module):
             embeddings=self.summarise(of_heads, packing.valid),
             hidden_states=states,
         )
+
+    def _output_of_first(self, first: Tensor) -> MultitaskOutput:
+        states = self.finish(first)
+        return MultitaskOutput(last_hidden_state=first, head_states=states, embeddings=self.summarise(states, None))
+
+    def encode_first(self, hidden: Tensor, attention_mask: Tensor | Packing | None) -> Tensor | None:
+        """`encode` for the first position alone: (B, 1, H) last states in the order of the batch; None where nothing is saved by it."""
+        return None
 
     def finish(self, last: Tensor) -> Tensor:
         """What the heads of single positions read of the last states (B, L, H): these themselves."""

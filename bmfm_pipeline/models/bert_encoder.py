@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from bmfm_pipeline.models.attention import Visibility, attend, join_heads, split_heads
+from bmfm_pipeline.models.attention import Visibility, attend, attend_first, join_heads, split_heads
 from bmfm_pipeline.models.configuration import MultitaskConfig, SCBertConfig
 from bmfm_pipeline.models.dropout import Dropout
 
@@ -45,6 +45,14 @@ class SelfAttention(Projections):
         rate = self.dropout.p if self.training else 0.0
         mixed, weights = attend(*self.project(hidden), seen, rate, self.how)
         return join_heads(mixed), weights
+
+    def of_first(self, first: Tensor, hidden: Tensor, seen: Visibility) -> Tensor:
+        """What the first positions (cells, 1, H) of the states `hidden` get, as attend_first says, without dropout."""
+        query, key, value = (
+            split_heads(layer(states), self.heads)
+            for layer, states in ((self.query, first), (self.key, hidden), (self.value, hidden))
+        )
+        return join_heads(attend_first(query, key, value, seen, self.how)[0])
 
 
 class ResidualOutput(nn.Module):
@@ -92,6 +100,11 @@ class BertLayer(GradientCheckpointingLayer):
         attended, weights = self.attention(hidden, seen)
         return self.output(self.intermediate(attended), attended), weights
 
+    def of_first(self, first: Tensor, hidden: Tensor, seen: Any) -> Tensor:
+        """The states of the first positions (cells, 1, H) alone."""
+        attended = self.attention.output(self.attention.self.of_first(first, hidden, seen), first)
+        return self.output(self.intermediate(attended), attended)
+
 
 class BertEncoder(nn.Module):
     """The layers one after another. `build_attention(config)` makes the self-attention of a layer: (states, seen) -> (states, weights)."""
@@ -115,3 +128,12 @@ class BertEncoder(nn.Module):
             if keep_weights:
                 attentions.append(weights)
         return hidden, tuple(states) if keep_states else None, tuple(attentions) if keep_weights else None
+
+    def first_states(self, hidden: Tensor, seen: Any, firsts: Callable[[Tensor], Tensor]) -> Tensor:
+        """Last states of the first positions, which `firsts` takes out of states: the last layer computes no others.
+
+        The self-attention must have `of_first`.
+        """
+        for layer in self.layer[:-1]:
+            hidden, _ = layer(hidden, seen)
+        return self.layer[-1].of_first(firsts(hidden), hidden, seen)

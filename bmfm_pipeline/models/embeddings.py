@@ -97,6 +97,13 @@ class FieldEmbeddings(nn.Module):
                 f"input_ids has shape {tuple(input_ids.shape)}; expected (batch, {len(self.input_fields)}, length), one row for each of "
                 f"{[item.name for item in self.input_fields]}"
             )
+        total, vectors = self.sums(input_ids, places)
+        if self.cell_summary is not None:
+            total = self.cell_summary(total, vectors[self.cell_summary.rows.genes], input_ids, places)
+        return self.dropout(self.LayerNorm(total))
+
+    def sums(self, input_ids: Tensor, places: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
+        """(B, L, H) sum of fields and positions, without the cell summary, and the vectors (B, L, H) of each field."""
         vectors = [self.embed_field(item.name, input_ids[:, row]) for row, item in enumerate(self.input_fields)]
         total = vectors[0]
         for more in vectors[1:]:
@@ -108,9 +115,7 @@ class FieldEmbeddings(nn.Module):
             if length > room:
                 raise ValueError(f"the batch is {length} tokens long but model.max_position_embeddings is {room}")
             total = total + self.position_embeddings.weight[:length]
-        if self.cell_summary is not None:
-            total = self.cell_summary(total, vectors[self.cell_summary.rows.genes], input_ids, places)
-        return self.dropout(self.LayerNorm(total))
+        return total, vectors
 
 
 def _embedding_name(field_name: str) -> str:

@@ -74,6 +74,17 @@ class CellSummary(nn.Module):
         summary = weighted.new_zeros(len(starts), weighted.shape[-1]).index_add(0, cells, weighted)
         return total.index_add(1, starts, self.LayerNorm(summary).to(total.dtype).unsqueeze(0))
 
+    def parts(self, vectors: Tensor, input_ids: Tensor) -> Tensor:
+        """(B, L, H) gene vectors and (B, F, L) tokens -> (B, L, H): what each position adds to the summary.
+
+        They sum to the summary less the bias of its LayerNorm, which is the summary of a cell without expression: the norm's divisor is
+        taken as it is for this cell, and what is left of the norm is linear.
+        """
+        weighted = self.rows.weights(input_ids).to(vectors.dtype).unsqueeze(-1) * vectors
+        spread = weighted.sum(dim=1).var(dim=-1, unbiased=False) + self.LayerNorm.eps
+        centred = weighted - weighted.mean(dim=-1, keepdim=True)
+        return centred * spread.rsqrt()[:, None, None] * self.LayerNorm.weight
+
 
 class GeneScores(nn.Embedding):
     """A linear classifier of the cell's expression: scores = sum over its genes of SCALE * size[gene] * value * weight[gene, class].
@@ -97,6 +108,12 @@ class GeneScores(nn.Embedding):
         return nn.functional.embedding_bag(
             genes, self.weight, mode="sum", per_sample_weights=weights.to(self.weight.dtype)
         )
+
+    def parts(self, input_ids: Tensor) -> Tensor:
+        """(B, F, L) -> (B, L, outputs): what each position adds to the scores."""
+        genes = input_ids[:, self.rows.genes].to(torch.int64)
+        weights = self.rows.weights(input_ids) * self.sizes[genes] * self.SCALE
+        return weights.to(self.weight.dtype).unsqueeze(-1) * self.weight[genes]
 
     @property
     def is_fresh(self) -> bool:

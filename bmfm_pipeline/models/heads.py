@@ -261,20 +261,27 @@ class LabelHeads(nn.Module):
         scores: dict[str, Tensor] = {}
         shared: dict[tuple[str, int | None], Tensor] = {}
         for label in self.labels:
-            if label.decode_from is not None and label.decode_from >= hidden.shape[1]:
-                raise ValueError(
-                    f"label column {label.name} decodes from position {label.decode_from}; the batch is {hidden.shape[1]} tokens long"
-                )
-            state = pooled if label.decode_from is None else hidden[:, label.decode_from]
-            if label.task_group:
-                slot = (label.task_group, label.decode_from)
-                if slot not in shared:
-                    shared[slot] = self.task_groups[module_name(label.task_group)](state)
-                state = shared[slot]
+            state = self.state_of(label, pooled, hidden, shared)
             scores[label.name], paths = self.label_decoders[module_name(label.name)](state, input_ids)
             if paths is not None and (self.training or self.keep_paths):
                 scores[self.paths_key(label.name)] = paths
         return scores
+
+    def state_of(
+        self, label: ModelLabel, pooled: Tensor, hidden: Tensor, shared: dict[tuple[str, int | None], Tensor]
+    ) -> Tensor:
+        """(B, H), what the decoder of a label column reads; `shared` keeps the states of task groups."""
+        if label.decode_from is not None and label.decode_from >= hidden.shape[1]:
+            raise ValueError(
+                f"label column {label.name} decodes from position {label.decode_from}; the batch is {hidden.shape[1]} tokens long"
+            )
+        state = pooled if label.decode_from is None else hidden[:, label.decode_from]
+        if not label.task_group:
+            return state
+        slot = (label.task_group, label.decode_from)
+        if slot not in shared:
+            shared[slot] = self.task_groups[module_name(label.task_group)](state)
+        return shared[slot]
 
 
 class _Predictions(nn.Module):

@@ -1,8 +1,6 @@
 """Any name of weights as a model folder: a folder or artefact as it is; a .ckpt file or a repository of the hub as a folder made once."""
 
-import os
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -63,27 +61,17 @@ def _of_repository(name: HubName) -> Path:
 
 def _converted(path: Path, source: str) -> Path:
     """The model folder made of a .ckpt file, from the cache where its content was converted before."""
-    from bmfm_pipeline.storage import code_version, disk_errors, exclusive
-    from bmfm_pipeline.storage.cache import cache_dir
+    from bmfm_pipeline.storage import code_version
+    from bmfm_pipeline.storage.cache import made_once
 
-    place = cache_dir() / "converted" / checkpoint_hash(path)[:32]
-    target = place / code_version("bmfm_pipeline.models.importing")[:16]
-    with exclusive(place):
-        if target.is_dir():
-            return target
-        with disk_errors(place, "BMFM_CACHE_DIR"):
-            for old in place.iterdir():  # made by other code
-                if old.is_dir():
-                    shutil.rmtree(old)
-            staging = Path(tempfile.mkdtemp(dir=place))
-            try:
-                convert_checkpoint(path, staging, source)
-                staging.chmod(0o755)
-                os.replace(staging, target)
-            except BaseException:
-                shutil.rmtree(staging, ignore_errors=True)
-                raise
-    return target
+    version = code_version("bmfm_pipeline.models.importing")[:16]
+    return made_once(
+        "converted",
+        checkpoint_hash(path)[:32],
+        version,
+        source,
+        lambda folder: convert_checkpoint(path, folder, source),
+    )
 
 
 def convert_checkpoint(path: str | Path, folder: str | Path, source: str = "") -> None:

@@ -65,6 +65,7 @@ class MultitaskModel(PreTrainedModel):
         output_attentions: bool = False,
         inputs_embeds: Tensor | None = None,
         packing: Packing | None = None,
+        first_only: bool = False,
     ) -> MultitaskOutput:
         """Scores of every head for a batch.
 
@@ -78,6 +79,9 @@ class MultitaskModel(PreTrainedModel):
         packing : from Packing.of, made here when it is not given. It is used where `positions` says which positions are
             read: padding is then not computed, and states there are zero. Without `positions`, with attention weights, or in the
             arithmetic of model.legacy_attention every position is computed.
+        first_only : of the last states only those at the first position are read, by label heads and by whoever asks for the output;
+            what this saves (all other positions of the last layer) is left out where `positions` names no field. States are then
+            (B, 1, H), else as without it.
         """
         legacy = getattr(self.config, "legacy_attention", False)
         if positions is None or output_attentions or legacy or not self.backbone.packs:
@@ -91,9 +95,14 @@ class MultitaskModel(PreTrainedModel):
             output_attentions=output_attentions,
             inputs_embeds=inputs_embeds,
             packing=packing,
+            first_only=first_only and positions == {} and not legacy and not self._reads_further(),
         )
         state.logits = self.cls(state, input_ids, self.backbone.embeddings, positions)
         return state
+
+    def _reads_further(self) -> bool:
+        """Whether a label is decoded from another position than the first."""
+        return any(label.decode_from for label in self.config.model_labels)
 
     def draw_weight(self, module: nn.Linear | nn.Embedding) -> None:
         """First values of the weight of a Linear or an Embedding."""

@@ -110,6 +110,16 @@ class Packing:
         wider = Packing(self.batch, room, self.rows, lengths, flat.to(self.index.device), self.offsets + steps)
         return wider, gathered
 
+    @cached_property
+    def firsts(self) -> Tensor:
+        """(cells,) where in the stream the first positions of the cells are."""
+        return self.offsets[:-1].to(torch.int64)
+
+    def unpack_firsts(self, states: Tensor) -> Tensor:
+        """(cells, 1, ...) in the order of the stream -> (B, 1, ...), zeros for cells of nothing but padding"""
+        rows = torch.tensor(self.rows, device=states.device)
+        return states.new_zeros(self.batch, *states.shape[1:]).index_copy(0, rows, states)
+
     def by_group(self, function: Callable[..., Tensor], *parts: Tensor) -> Tensor:
         """`function(rows, q, k, ...)` on every group, with (1, heads, T, d) cut into (cells, heads, length, d); back to (1, heads, T, d)."""
         sizes = [length * len(rows) for length, _, rows in self.groups]

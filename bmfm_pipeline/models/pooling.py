@@ -42,8 +42,9 @@ def pool(output: Any, attention_mask: Tensor | None, method: str | int | Sequenc
     """One embedding per cell, (B, H), from a model output.
 
     `first_token` is the last state at position 0; `pooling_layer` the pooler's output; `mean_pooling` the mean over unpadded
-    positions after the first (the closing [SEP] included); an integer the last state at that position; a list of these is
-    concatenated to (B, n * H). Raises ConfigError for any other method or a position outside the batch.
+    positions after the first (the closing [SEP] included); an integer the last state at that position of the cell, counted from its own
+    end when negative, and nan for cells that have no such position; a list of these is concatenated to (B, n * H). Raises ConfigError for
+    any other method.
     """
     if isinstance(method, (list, tuple)):
         if not method:
@@ -58,9 +59,17 @@ def pool(output: Any, attention_mask: Tensor | None, method: str | int | Sequenc
         mask = key_mask(attention_mask)
         return masked_mean(hidden[:, 1:], None if mask is None else mask[:, 1:])
     if isinstance(method, int) and not isinstance(method, bool):
-        if not -hidden.shape[1] <= method < hidden.shape[1]:
-            raise ConfigError(f"pooling_method {method}: the batch has only {hidden.shape[1]} positions")
-        return hidden[:, method]
+        return _at(hidden, key_mask(attention_mask), method)
     raise ConfigError(
         f"pooling_method {method!r}: there are {', '.join(POOLING_METHODS)}, a position (integer), or a list of these"
     )
+
+
+def _at(hidden: Tensor, mask: Tensor | None, position: int) -> Tensor:
+    """(B, H) states at one position of each cell, whatever the length of the batch; nan where a cell is shorter."""
+    batch, length = hidden.shape[:2]
+    sizes = torch.full((batch,), length, device=hidden.device) if mask is None else mask.sum(dim=1)
+    places = torch.full_like(sizes, position) if position >= 0 else sizes + position
+    there = (places >= 0) & (places < sizes)
+    states = hidden[torch.arange(batch, device=hidden.device), places.clamp(0, length - 1)]
+    return states.masked_fill(~there.unsqueeze(1), float("nan"))

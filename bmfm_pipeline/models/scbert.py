@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from bmfm_pipeline.models.attention import seen_by_all
+from bmfm_pipeline.models.attention import can_attend_first, seen_by_all
 from bmfm_pipeline.models.backbone import Backbone
 from bmfm_pipeline.models.bert_encoder import BertEncoder, SelfAttention
 from bmfm_pipeline.models.configuration import SCBertConfig
@@ -26,6 +26,18 @@ class SCBertBackbone(Backbone):
         rate = self.rate if self.training else 0.0
         seen = seen_by_all(attention_mask, hidden, self.how, rate)
         return self.encoder(hidden, seen, keep_states, keep_weights)
+
+    def encode_first(self, hidden: Tensor, attention_mask: Tensor | Packing | None) -> Tensor | None:
+        if self.training:
+            return None
+        seen = seen_by_all(attention_mask, hidden, self.how, 0.0)
+        if not can_attend_first(hidden, seen):
+            return None
+        if not isinstance(attention_mask, Packing):
+            return self.encoder.first_states(hidden, seen, lambda states: states[:, :1])
+        packing = attention_mask
+        firsts = self.encoder.first_states(hidden, seen, lambda states: states[0, packing.firsts].unsqueeze(1))
+        return packing.unpack_firsts(firsts)
 
 
 class SCBertForMultitask(MultitaskModel):

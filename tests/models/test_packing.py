@@ -1,5 +1,6 @@
 """Cells without padding: the same numbers as in the padded batch, and nothing computed for padding."""
 
+import backbone_cases
 import pytest
 import torch
 from backbone_cases import NAMES, batch, model_of
@@ -205,3 +206,56 @@ def test_whole_cell_and_gene_query_heads_score_what_is_read_only():
         "genes_token_scores": 2,
         "expressions_regression": 3,
     }
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_only_the_first_position_is_read_of_is_the_same_when_no_other_is_computed(name, monkeypatch):
+    further = model_of(name)  # a label is decoded from another position
+    labels = [entry for entry in backbone_cases.LABELS if "decode_from" not in entry]
+    monkeypatch.setattr(backbone_cases, "LABELS", labels)
+    model = model_of(name)
+    ids, mask = batch(5, 12, LENGTHS)
+    pairwise = mask.unsqueeze(1) * mask.unsqueeze(2)
+    ways = [(ids, mask), (ids, None), (ids[:1], mask[:1])]
+    ways += [(ids, pairwise)] if name == "scbert" else []
+    with torch.no_grad():
+        for given, seen in ways:
+            whole, first = (model(given, seen, positions={}, first_only=only) for only in (False, True))
+            for key, scores in whole.logits.items():
+                torch.testing.assert_close(first.logits[key], scores, atol=1e-6, rtol=1e-5)
+            torch.testing.assert_close(first.embeddings, whole.embeddings, atol=1e-6, rtol=1e-5)
+            torch.testing.assert_close(
+                first.last_hidden_state[:, 0], whole.last_hidden_state[:, 0], atol=1e-6, rtol=1e-5
+            )
+            short = name == "scbert" and (seen is None or seen.dim() == 2)
+            assert first.last_hidden_state.shape[1] == (1 if short else 12)
+        asked = model(ids, mask, positions=everywhere(mask), first_only=True)
+        assert asked.last_hidden_state.shape[1] == 12  # masked fields are read at other positions
+        assert further(ids, mask, positions={}, first_only=True).last_hidden_state.shape[1] == 12
+        asked = model(ids, mask, positions={}, first_only=True, output_hidden_states=True)
+        assert all(states.shape[1] == 12 for states in asked.hidden_states)
+
+
+def test_the_last_layer_computes_first_positions_alone(monkeypatch):
+    monkeypatch.setattr(backbone_cases, "LABELS", backbone_cases.LABELS[:1])
+    model = model_of("scbert")
+    ids, mask = batch(5, 12, LENGTHS)
+    rows: dict[int, list[int]] = {}
+
+    def count(number: int):
+        def hook(module, given) -> None:
+            rows.setdefault(number, []).append(given[0].shape[:-1].numel())
+
+        return hook
+
+    layers = model.backbone.encoder.layer
+    for number in (0, len(layers) - 1):
+        for part in (
+            layers[number].attention.self.query,
+            layers[number].attention.self.key,
+            layers[number].intermediate.dense,
+        ):
+            part.register_forward_pre_hook(count(number))
+    with torch.no_grad():
+        model(ids, mask, positions={}, first_only=True)
+    assert rows == {0: [sum(LENGTHS)] * 3, len(layers) - 1: [len(LENGTHS), sum(LENGTHS), len(LENGTHS)]}

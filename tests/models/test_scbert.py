@@ -373,6 +373,18 @@ def test_wrong_shapes_are_named():
         pool(model(ids[:, :, :8], mask[:, :8]), mask[:, :8], "max")
 
 
+def test_a_position_is_the_cell_s_own_whatever_the_length_of_the_batch():
+    ids, mask = batch()
+    output = model_of()(ids, mask)
+    sizes = mask.sum(dim=1)
+    last = pool(output, mask, -1)
+    assert torch.equal(last, output.last_hidden_state[torch.arange(len(ids)), sizes - 1])
+    tenth = pool(output, mask, 9)
+    assert torch.equal(torch.isnan(tenth).all(dim=1), sizes <= 9) and bool((sizes <= 9).any())
+    assert torch.equal(tenth[sizes > 9], output.last_hidden_state[sizes > 9, 9])
+    assert torch.isnan(pool(output, mask, 500)).all()
+
+
 def test_configuration_survives_json(tmp_path):
     config = model_of().config
     config.save_pretrained(tmp_path)

@@ -1,15 +1,18 @@
-"""One pass of a model over cells: labels with probabilities, masked-field scores, embeddings."""
+"""One pass of a model over cells: labels with probabilities, embeddings, what is predicted at masked positions."""
 
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from bmfm_pipeline.errors import ConfigError, ResourceError, is_out_of_memory
 from bmfm_pipeline.evaluation.predictions import LabelPredictions, Predictions
+
+if TYPE_CHECKING:
+    from bmfm_pipeline.evaluation.recording import FieldRecorder
 
 logger = logging.getLogger(__name__)
 
@@ -21,8 +24,7 @@ def predict_loader(
     class_names: dict[str, list[str]],
     *,
     truth: dict[str, np.ndarray] | None = None,
-    objectives=None,
-    constants=None,
+    fields: "FieldRecorder | None" = None,
     pooling: str | int | list | None = None,
     keep_logits: bool = False,
     on_batch: Callable[[int], None] | None = None,
@@ -32,30 +34,28 @@ def predict_loader(
     """Predictions for every cell of `loader`, in its order.
 
     `class_names` maps label columns to class names in id order ([] for regression); `truth` holds values of all cells of the
-    store, looked up by the batch's cell_index. With `objectives` (of masked fields), their metrics are in `fields`, and those of
-    the constant guesses `constants`. `pooling` asks for embeddings, `keep_logits` for the numbers that probabilities come from. Raises ConfigError when the
+    store, looked up by the batch's cell_index. `fields` stores what is predicted at masked positions. `pooling` asks for embeddings, `keep_logits` for the numbers that probabilities come from. Raises ConfigError when the
     model has other classes than `class_names`, or returns nan.
     Batches that do not fit into memory are halved until they do, which changes no prediction; ResourceError when not even one cell fits.
     """
     from bmfm_pipeline.models import pool
-    from bmfm_pipeline.objectives import RunningMetrics
 
     _check_heads(model, class_names)
     heads = getattr(getattr(model, "config", None), "model_labels", ())
     several = {label.name for label in heads if label.is_multilabel}
     model = model.to(device).eval()
-    running = RunningMetrics(objectives, constants) if objectives is not None and objectives.tasks else None
     cells: list[str] = []
     rows: list[np.ndarray] = []
     outputs: dict[str, list[np.ndarray]] = {name: [] for name in class_names}
     logits: dict[str, list[np.ndarray]] = {name: [] for name in class_names if keep_logits and class_names[name]}
     embeddings: list[np.ndarray] = []
     dtype = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}.get(precision)
+    extra = {"first_only": True} if fields is None and _reads_first(pooling) and hasattr(model, "backbone") else {}
     done = 0
-    for batch, positions, output in _outputs(model, loader, objectives if running else None, device, dtype):
-        labels = batch.get("labels", {})
-        if running:
-            running.update(_to(output.logits, "cpu"), labels, positions)
+    objectives = None if fields is None else fields.objectives
+    for batch, positions, output in _outputs(model, loader, objectives, device, dtype, extra):
+        if fields is not None:
+            fields.add(batch, positions, output.logits)
         for name in logits:
             logits[name].append(output.logits[name].float().cpu().numpy())
         for name in class_names:
@@ -80,12 +80,13 @@ def predict_loader(
             found[name] = LabelPredictions(true, values.argmax(axis=1), values, names)
         else:
             found[name] = LabelPredictions(true, values.ravel())
-    fields = {name: float(value) for name, value in running.compute().items()} if running else {}
     kept = {name: np.concatenate(parts) for name, parts in logits.items() if parts}
-    return Predictions(cells, found, fields, np.concatenate(embeddings) if embeddings else None, kept)
+    return Predictions(cells, found, np.concatenate(embeddings) if embeddings else None, kept)
 
 
-def _outputs(model, loader, objectives, device: str, dtype: torch.dtype | None) -> Iterator[tuple[dict, dict, Any]]:
+def _outputs(
+    model, loader, objectives, device: str, dtype: torch.dtype | None, extra: dict[str, Any]
+) -> Iterator[tuple[dict, dict, Any]]:
     """(batch, positions that its fields are predicted at, what the model makes of it) in order; in halves where memory runs out."""
     most = None
     for whole in loader:
@@ -104,6 +105,7 @@ def _outputs(model, loader, objectives, device: str, dtype: torch.dtype | None) 
                         batch["input_ids"].to(device),
                         batch["attention_mask"].to(device),
                         positions=_to(positions, device),
+                        **extra,
                     )
             except Exception as error:
                 if not is_out_of_memory(error):
@@ -121,6 +123,12 @@ def _outputs(model, loader, objectives, device: str, dtype: torch.dtype | None) 
             if device == "cuda":  # here and not in the handler, where what was computed so far is still held
                 torch.cuda.empty_cache()
             waiting.appendleft(batch)
+
+
+def _reads_first(pooling: str | int | list | None) -> bool:
+    """Whether an embedding is made of the first position alone, so that the model may leave out the others of its last layer."""
+    methods = pooling if isinstance(pooling, list) else [pooling]
+    return all(method is None or method in ("first_token", "pooling_layer") for method in methods)
 
 
 def _part(values: Any, where: slice) -> Any:

@@ -21,7 +21,8 @@ class LabelPredictions:
 
     Classes: `truth` and `predicted` are class ids (n,), -100 where the truth is unknown, `probabilities` (n, C). Regression:
     `truth` and `predicted` are values (n,), truth nan where unknown; `class_names` is empty. `only_top`: probabilities beyond
-    the largest of each cell are stored as 0. Several classes a cell: `truth` and `predicted` are 0 and 1 for each class (n, C).
+    the largest of each cell are stored as 0. Several classes a cell: `truth` and `predicted` are 0 and 1 for each class (n, C);
+    `part_of` is the label column where one of its classes stands by itself.
     """
 
     truth: np.ndarray
@@ -29,6 +30,7 @@ class LabelPredictions:
     probabilities: np.ndarray | None = None
     class_names: list[str] = field(default_factory=list)
     only_top: bool = False
+    part_of: str | None = None
 
     @property
     def is_regression(self) -> bool:
@@ -46,12 +48,10 @@ class LabelPredictions:
 
 @dataclass
 class Predictions:
-    """All label columns of the cells `cells` (n,), in the order they were read; `fields` holds sums over masked positions, `logits`
-    what probabilities were computed from, (n, C) by label column, where asked for."""
+    """All label columns of the cells `cells` (n,), in the order they were read; `logits` what probabilities were computed from, (n, C) by label column, where asked for."""
 
     cells: list[str]
     labels: dict[str, LabelPredictions]
-    fields: dict[str, float] = field(default_factory=dict)
     embeddings: np.ndarray | None = None
     logits: dict[str, np.ndarray] = field(default_factory=dict)
 
@@ -77,9 +77,9 @@ def write_predictions(path: str | Path, predictions: Predictions, split: str = "
             prefix += "_"
         columns |= {prefix + ending: values for ending, values in own.items()}
         about[name] = {"class_names": label.class_names, "prefix": prefix}
-    table = pa.table(columns).replace_schema_metadata(
-        {"bmfm": json.dumps({"labels": about, "fields": predictions.fields})}
-    )
+        if label.part_of is not None:
+            about[name]["part_of"] = label.part_of
+    table = pa.table(columns).replace_schema_metadata({"bmfm": json.dumps({"labels": about})})
     pq.write_table(table, path)
 
 
@@ -151,8 +151,9 @@ def read_predictions(path: str | Path) -> Predictions:
             _probabilities(table, prefix, len(names)),
             names,
             only_top=f"{prefix}_top_classes" in table.column_names,
+            part_of=entry.get("part_of"),
         )
-    return Predictions(table["cell"].to_pylist(), labels, about["fields"])
+    return Predictions(table["cell"].to_pylist(), labels)
 
 
 def _probabilities(table, prefix: str, n_classes: int) -> np.ndarray | None:
@@ -228,4 +229,11 @@ def _beside(model: LabelPredictions, entry: dict[str, Any]) -> LabelPredictions:
         np.put_along_axis(probabilities, np.array(entry["top_classes"]), np.array(entry["top_probabilities"]), 1)
     elif "probabilities" in entry:
         probabilities = np.array(entry["probabilities"])
-    return LabelPredictions(model.truth, predicted, probabilities, model.class_names, only_top="top_classes" in entry)
+    return LabelPredictions(
+        model.truth,
+        predicted,
+        probabilities,
+        model.class_names,
+        only_top="top_classes" in entry,
+        part_of=model.part_of,
+    )

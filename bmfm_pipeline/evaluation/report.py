@@ -1,19 +1,24 @@
-"""report.html: one self-contained page; every string from outside is escaped by the template engine."""
+"""report.html, report.md and figures/ of an evaluation: the same numbers as a page, as text, and as pictures."""
 
 import json
-import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from bmfm_pipeline.evaluation.controls import DESCRIPTIONS
-from bmfm_pipeline.evaluation.tables import LABELS, Evaluation, number, with_interval
+from bmfm_pipeline.evaluation.pages import sections
+from bmfm_pipeline.evaluation.pages.charts import MOST_TARGETS_WITH_CHARTS, curves, forests, reliability, risk_coverage
+from bmfm_pipeline.evaluation.pages.drawing import Drawing
+from bmfm_pipeline.evaluation.pages.markdown import evaluation_markdown
+from bmfm_pipeline.evaluation.pages.numbers import number, percent, with_interval
+from bmfm_pipeline.evaluation.pages.rendering import render
+from bmfm_pipeline.evaluation.rows import Evaluation
+from bmfm_pipeline.evaluation.tables import LABELS
 
-TEMPLATE = Path(__file__).with_name("report.html")
-# A larger confusion matrix cannot be read as a table; its largest confusions are listed instead.
-LARGEST_MATRIX = 40
-LISTED_CONFUSIONS = 30
-WIDTH, HEIGHT, LEFT, BOTTOM = 340, 170, 52, 22  # of a chart and of the margins that hold its numbers
+# What the folder of an evaluation may hold beside its metrics; a section is there when its file is.
+CALIBRATION, EMBEDDING_MAP, CONFUSED = "calibration.json", "embedding_map.json", "confused.json"
 
 
 def write_report(
@@ -22,148 +27,152 @@ def write_report(
     *,
     title: str,
     facts: dict[str, Any],
+    lead: str = "",
     notes: Sequence[str] = (),
     history: Path | None = None,
     preprocessing: list[dict[str, Any]] | None = None,
     config: dict[str, Any] | None = None,
+    calibration: dict[str, Any] | None = None,
+    embedding_map: dict[str, Any] | None = None,
+    confused: dict[str, Any] | None = None,
+    genes: dict[str, Any] | None = None,
+    environment: Mapping[str, Any] | None = None,
+    costs: Mapping[str, dict[str, Any]] | None = None,
+    text: Path | None = None,
+    figures: Path | None = None,
 ) -> None:
-    """Write the page: verdict first, metrics beside controls, classes, confusion, curves, data, config.
+    """Write the page: verdict first, metrics beside controls, classes, confusion, confidence, map, curves, data, cost, config.
 
-    `facts` are shown as a list of what and value; `history` is a history.jsonl; `preprocessing` rows of step, cells, genes, counts.
+    `facts` and `environment` are shown as lists of what and value; `history` is a history.jsonl; `preprocessing` rows of step, cells,
+    genes, counts; `calibration`, `embedding_map` and `confused` the contents of these files; `genes` a gene report; `costs` what each
+    stage cost by its name. `text`: where the same goes as markdown; `figures`: a folder for the charts as SVG, and as PNG where
+    matplotlib is there.
     """
-    from jinja2 import Environment
-
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["number"] = lambda value: "–" if value is None else number(value)
-    page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        title=title,
-        verdicts=[{"text": text, "kind": _kind(text)} for text in evaluation.verdicts],
-        notes=[*evaluation.notes, *notes],
-        level=f"{100 * evaluation.level:g}",
-        tables=_metric_tables(evaluation.rows),
-        per_class=evaluation.per_class,
-        confusion={name: _confusion(matrix) for name, matrix in evaluation.confusion.items()},
-        curves=_curves(history),
-        chart={"width": WIDTH, "height": HEIGHT, "left": LEFT, "floor": HEIGHT - BOTTOM},
-        preprocessing=preprocessing or [],
-        facts=facts,
-        controls={
-            LABELS.get(name, name): text
-            for name, text in DESCRIPTIONS.items()
+    targets = list(dict.fromkeys(row["target"] for row in evaluation.rows))
+    tables = sections.metric_tables(evaluation.rows, LABELS)
+    for table in tables:
+        drawn = len(targets) <= MOST_TARGETS_WITH_CHARTS
+        table["forests"] = forests(table["target"], evaluation.rows, LABELS) if drawn else []
+    context: dict[str, Any] = {
+        "title": title,
+        "lead": lead,
+        "verdicts": [{"text": sentence, "kind": sections.verdict_kind(sentence)} for sentence in evaluation.verdicts],
+        "level": f"{100 * evaluation.level:g}",
+        "tables": tables,
+        "many": len(targets) > MOST_TARGETS_WITH_CHARTS,
+        "controls": {
+            LABELS.get(name, name): description
+            for name, description in DESCRIPTIONS.items()
             if any(row["model"] == name for row in evaluation.rows)
         },
-        config=json.dumps(config, indent=2, ensure_ascii=False) if config else "",
-    )
-    Path(path).write_text(page, encoding="utf-8")
+        "per_class": {
+            name: sections.class_table(classes, f"{100 * evaluation.level:g}")
+            for name, classes in evaluation.per_class.items()
+        },
+        "gene_errors": sections.gene_error_section(evaluation.gene_errors),
+        "confusion": {name: sections.confusion_of(name, matrix) for name, matrix in evaluation.confusion.items()},
+        "confused": confused if confused and confused.get("labels") else None,
+        "calibration": _calibration(calibration),
+        "maps": sections.map_sections(embedding_map),
+        "curves": curves(history),
+        "preprocessing": preprocessing or [],
+        "genes": sections.gene_section(genes),
+        "notes": list(dict.fromkeys([*evaluation.notes, *notes])),
+        "facts": facts,
+        "environment": dict(environment or {}),
+        "costs": sections.cost_rows(costs or {}),
+        "totals": sections.cost_totals(costs or {}),
+        "config": json.dumps(config, indent=2, ensure_ascii=False) if config else "",
+    }
+    context["contents"] = _contents(context)
+    Path(path).write_text(render("evaluation.html", **context), encoding="utf-8")
+    if text is not None:
+        Path(text).write_text(evaluation_markdown(context, evaluation.confusion), encoding="utf-8")
+    if figures is not None:
+        write_figures(figures, _drawings(context, evaluation))
 
 
-def _kind(verdict: str) -> str:
-    """How the sentence is marked; the words carry the meaning, the colour only repeats it."""
-    return next((kind for kind in ("better", "worse") if f"the model is {kind} than" in verdict), "open")
+CONTENTS = (
+    ("metrics", "tables", "metrics"),
+    ("controls", "controls", "controls"),
+    ("classes", "per_class", "classes"),
+    ("confusion", "confusion", "confusion"),
+    ("confused", "confused", "confused pairs"),
+    ("calibration", "calibration", "confidence"),
+    ("gene-errors", "gene_errors", "masked genes"),
+    ("map", "maps", "map"),
+    ("curves", "curves", "learning curves"),
+    ("preprocessing", "preprocessing", "preprocessing"),
+    ("genes", "genes", "gene names"),
+    ("notes", "notes", "notes"),
+    ("about", "facts", "data and model"),
+    ("cost", "costs", "cost"),
+)
 
 
-def _metric_tables(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    tables = []
-    for target in dict.fromkeys(row["target"] for row in rows):
-        own = [row for row in rows if row["target"] == target]
-        models = list(dict.fromkeys(row["model"] for row in own))
-        metrics = list(dict.fromkeys(row["metric"] for row in own))
-        found = {(row["metric"], row["model"]): row for row in own}
-        methods = [row["ci_method"] for row in own if row["ci_low"] is not None]
-        tables.append(
-            {
-                "target": target,
-                "models": [LABELS.get(model, model) for model in models],
-                "n": next((row["n"] for row in own if row["n"]), None),
-                "split": own[0]["split"],
-                "rows": [
-                    [metric, *(with_interval(found.get((metric, model))) for model in models)] for metric in metrics
-                ],
-                "notes": _notes(own),
-                # The configured method comes first wherever it fits; where it fits nowhere, the notes say what stands in.
-                "method": methods[0] if methods else None,
-            }
-        )
-    return tables
+def _contents(context: dict[str, Any]) -> list[tuple[str, str]]:
+    return [(place, name) for place, part, name in CONTENTS if context[part]]
 
 
-def _notes(rows: list[dict[str, Any]]) -> list[str]:
-    """Each note once, with the metrics it is about."""
-    about: dict[str, list[str]] = {}
-    for row in rows:
-        for note in (row.get("note") or "").split("; "):
-            if note:
-                about.setdefault(note, []).append(row["metric"])
-    return [f"{', '.join(dict.fromkeys(metrics))}: {note}" for note, metrics in about.items()]
+def _calibration(found: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """Charts and facts of each label of a calibration.json."""
+    entries = []
+    for target, entry in (found or {}).items():
+        if not isinstance(entry, dict):
+            continue
+        drawings = [drawing for drawing in (reliability(target, entry), risk_coverage(target, entry)) if drawing]
+        facts = {}
+        if (temperature := entry.get("temperature")) is not None:
+            said = f", fitted on {entry['n_dev']:,} dev cells" if entry.get("n_dev") else ""
+            facts["temperature"] = (
+                f"{number(temperature)}{said}; above 1 the model was too sure, below 1 not sure enough"
+            )
+        for key, name in (
+            ("ece", "expected calibration error"),
+            ("ece_uncalibrated", "before the temperature"),
+            ("brier", "Brier score"),
+            ("nll", "negative log-likelihood"),
+            ("aurc", "area under risk by coverage"),
+        ):
+            if isinstance(entry.get(key), dict) and entry[key].get("value") is not None:
+                facts[name] = with_interval(entry[key])
+        for part in entry.get("accuracy_at_coverage") or []:
+            facts[f"right among the surest {100 * part['coverage']:g} %"] = with_interval(part)
+        unknown = entry.get("unknown") or {}
+        if unknown.get("threshold") is not None:
+            facts["called unknown"] = (
+                f"{percent(unknown.get('share'))} of the cells, below confidence {number(unknown['threshold'])}; of the others "
+                f"{percent(unknown.get('accuracy_of_known'))} are right"
+            )
+        if drawings or facts:
+            entries.append({"target": target, "said": entry.get("sentence", ""), "drawings": drawings, "facts": facts})
+    return entries
 
 
-def _confusion(matrix: dict[str, Any]) -> dict[str, Any]:
-    """A shaded table, or for many classes the largest confusions."""
-    classes, counts = matrix["classes"], matrix["counts"]
-    totals = [sum(row) for row in counts]
-    if len(classes) > LARGEST_MATRIX:
-        wrong = sorted(
-            (
-                (count, true, guess)
-                for true, row in enumerate(counts)
-                for guess, count in enumerate(row)
-                if count and true != guess
-            ),
-            key=lambda found: (-found[0], found[1], found[2]),
-        )
-        pairs = [
-            {"true": classes[true], "predicted": classes[guess], "count": count, "total": totals[true]}
-            for count, true, guess in wrong[:LISTED_CONFUSIONS]
-        ]
-        return {"pairs": pairs, "n_classes": len(classes), "n_pairs": len(wrong)}
-    rows = [
-        {
-            "name": name,
-            "total": total,
-            "cells": [
-                {"count": count, "share": count / total if total else 0, "right": guess == true}
-                for guess, count in enumerate(row)
-            ],
-        }
-        for true, (name, total, row) in enumerate(zip(classes, totals, counts, strict=True))
+def _drawings(context: dict[str, Any], evaluation: Evaluation) -> list[Drawing]:
+    found = [drawing for table in context["tables"] for drawing in table["forests"]]
+    found += [drawing for entry in context["calibration"] for drawing in entry["drawings"]]
+    found += [entry["drawing"] for drawn in (context["maps"] or {"maps": {}})["maps"].values() for entry in drawn]
+    found += [
+        sections.shaded_confusion(name, matrix["classes"], matrix["counts"])
+        for name, matrix in evaluation.confusion.items()
+        if len(evaluation.confusion) <= MOST_TARGETS_WITH_CHARTS
     ]
-    return {"classes": classes, "rows": rows}
+    return [*found, *context["curves"]]
 
 
-def _curves(history: Path | None) -> list[dict[str, Any]]:
-    """One small chart per curve, as points of an SVG polyline; training and validation loss share one."""
-    if history is None or not Path(history).exists():
-        return []
-    series: dict[str, list[tuple[int, float]]] = {}
-    for line in Path(history).read_text(encoding="utf-8").splitlines():
-        entry = json.loads(line)
-        for name, value in entry.items():
-            numeric = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-            if name not in ("step", "epoch", "learning_rate") and numeric:
-                series.setdefault(name, []).append((entry["step"], value))
-    series = {name: points for name, points in series.items() if len(points) > 1}
-    losses = [name for name in ("train/loss", "validation/loss") if name in series]
-    others = [name for name in series if name.endswith(("_accuracy", "_f1", "_pcc"))]
-    return [_chart(names, series) for names in [losses, *([name] for name in others)] if names]
-
-
-def _chart(names: list[str], series: dict[str, list[tuple[int, float]]]) -> dict[str, Any]:
-    points = [point for name in names for point in series[name]]
-    first, last = min(x for x, _ in points), max(x for x, _ in points)
-    low, high = min(y for _, y in points), max(y for _, y in points)
-    width, height = last - first or 1, high - low or 1
-
-    def place(x: float, y: float) -> str:
-        across = LEFT + (WIDTH - LEFT - 8) * (x - first) / width
-        down = HEIGHT - BOTTOM - (HEIGHT - BOTTOM - 10) * (y - low) / height
-        return f"{across:.1f},{down:.1f}"
-
-    lines = [
-        {
-            "name": name,
-            "points": " ".join(place(x, y) for x, y in series[name]),
-            "final": series[name][-1][1],
-        }
-        for name in names
-    ]
-    return {"lines": lines, "low": low, "high": high, "first": first, "last": last}
+def write_figures(folder: Path, drawings: Sequence[Drawing]) -> list[Path]:
+    """NAME.svg of each drawing, named after its title, and NAME.png where matplotlib is there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    can_draw = find_spec("matplotlib") is not None
+    written: dict[str, Path] = {}
+    for drawing in drawings:
+        base = re.sub(r"[^a-z0-9]+", "-", drawing.title.lower()).strip("-") or "figure"
+        name, again = base, 2
+        while name in written:
+            name, again = f"{base}-{again}", again + 1
+        written[name] = folder / f"{name}.svg"
+        written[name].write_text(drawing.svg(alone=True), encoding="utf-8")
+        if can_draw:
+            drawing.write_png(folder / f"{name}.png")
+    return list(written.values())

@@ -4,7 +4,9 @@ import logging
 
 import numpy as np
 
+from bmfm_pipeline.evaluation.metric_kinds.several import several_metrics
 from bmfm_pipeline.evaluation.predictions import LabelPredictions
+from bmfm_pipeline.evaluation.rows import Evaluation, Settings, add_score
 
 logger = logging.getLogger(__name__)
 ANSWERS = ["no", "yes"]
@@ -54,5 +56,37 @@ def predictions_by_class(
                 entry.predicted[:, position].astype(np.int64),
                 np.stack([1 - yes, yes], axis=1),
                 ANSWERS,
+                part_of=column,
             )
     return found
+
+
+def score_together(
+    result: Evaluation,
+    model: dict[str, LabelPredictions],
+    controls: dict[str, dict[str, LabelPredictions]],
+    settings: Settings,
+) -> None:
+    """Rows of each column whose classes were split, over all its scored classes: model and the controls that have all of them."""
+    columns: dict[str, list[str]] = {}
+    for target, entry in model.items():
+        if entry.part_of is not None:
+            columns.setdefault(entry.part_of, []).append(target)
+    for column, targets in columns.items():
+        truth = np.stack([model[target].truth for target in targets], axis=1)
+        labelled = (truth >= 0).any(axis=1)
+        if not labelled.any():
+            continue
+        groups = None if settings.groups is None else np.asarray(settings.groups)[labelled]
+        for name, labels in {"model": model, **controls}.items():
+            if any(target not in labels for target in targets):
+                continue
+            said = np.stack([labels[target].predicted for target in targets], axis=1)
+            scores = [labels[target].probabilities for target in targets]
+            known = not any(entry is None for entry in scores)
+            yes = np.stack([entry[:, 1] for entry in scores], axis=1)[labelled] if known else None
+            for metric in several_metrics(truth[labelled], said[labelled], yes):
+                add_score(result, metric, column, name, settings, groups)
+        result.notes.append(
+            f"{column}: scores over its {len(targets)} scored classes together, by cell; then each class by itself"
+        )

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from sklearn.metrics import f1_score
+from sklearn.metrics import average_precision_score, f1_score, precision_score
 
 from bmfm_pipeline.errors import ConfigError
 from bmfm_pipeline.evaluation.intervals import interval_from_values, resampled
@@ -15,7 +15,7 @@ from bmfm_pipeline.evaluation.tables import Evaluation, Settings, evaluate_predi
 # The public surface of metrics.json.
 KEYS = ["metric", "target", "value", "ci_low", "ci_high", "ci_method", "n", "resamples", "split", "split_hash"]
 KEYS += ["seed", "model"]
-CLASS_METRICS = ["accuracy", "f1", "precision", "recall", "mcc", "auroc", "auprc"]
+CLASS_METRICS = ["accuracy", "f1", "precision", "recall", "mcc", "balanced_accuracy", "f1_weighted", "auroc", "auprc"]
 NAMES = ["B", "Mono", "NK", "T"]
 
 
@@ -36,8 +36,8 @@ def constant(model):
     return LabelPredictions(model.truth, probabilities.argmax(axis=1), probabilities, model.class_names)
 
 
-def evaluate(model, controls=None, fields=None, target="celltype", **settings):
-    predictions = Predictions([f"c{i}" for i in range(len(model.truth))], {target: model}, fields or {})
+def evaluate(model, controls=None, target="celltype", **settings):
+    predictions = Predictions([f"c{i}" for i in range(len(model.truth))], {target: model})
     controls = {} if controls is None else {name: {target: each} for name, each in controls.items()}
     return evaluate_predictions(predictions, controls, Settings(**{"resamples": 200, **settings}))
 
@@ -72,7 +72,7 @@ def test_rows_have_exactly_the_public_keys_for_model_and_controls():
 
 def test_an_evaluation_survives_json():
     model = label(shares=[0.5, 0.4, 0.1, 0.0])
-    found = evaluate(model, {"logistic_l2": label(seed=1, truth=model.truth)}, fields={"expressions_accuracy": 0.5})
+    found = evaluate(model, {"logistic_l2": label(seed=1, truth=model.truth)})
     text = json.dumps(found.to_dict(), allow_nan=False)
     assert Evaluation(**json.loads(text)) == found
 
@@ -157,6 +157,8 @@ def test_rare_and_absent_classes_are_named():
     by_name = {each["class"]: each for each in found.per_class["celltype"]}
     assert {name: each["support"] for name, each in by_name.items()} == {"B": 60, "Mono": 40, "NK": 4, "T": 0}
     assert [name for name, each in by_name.items() if each["rare"]] == ["NK"]
+    assert all(each["f1_low"] <= each["f1"] <= each["f1_high"] for name, each in by_name.items() if name != "T")
+    assert by_name["NK"]["f1_high"] - by_name["NK"]["f1_low"] > by_name["B"]["f1_high"] - by_name["B"]["f1_low"]
     assert (by_name["T"]["recall"], by_name["T"]["f1"]) == (None, None)
 
 
@@ -169,6 +171,11 @@ def test_the_second_macro_average_leaves_rare_classes_out_but_not_cells_taken_fo
     assert one["value"] == pytest.approx(expected)
     assert one["n"] == 104
     assert one["note"] == "macro-F1 averaged over the classes with at least 10 test cells"
+    found, common = evaluate(model, rare_class_floor=10), truth < 2
+    precision = precision_score(model.truth, model.predicted, labels=[0, 1], average="macro")
+    assert row(found, "precision_without_rare")["value"] == pytest.approx(precision)
+    assert row(found, "mcc_without_rare")["value"] == Metric("mcc", truth[common], model.predicted[common]).value()
+    assert row(found, "mcc_without_rare")["n"] == 100
     assert not [each for each in evaluate(model, rare_class_floor=3).rows if each["metric"] == "f1_without_rare"]
 
 
@@ -179,6 +186,8 @@ def test_per_class_scores_and_confusion_are_those_of_the_cells():
     of_control = f1_score(control.truth, control.predicted, average=None)
     assert [each["f1"] for each in found.per_class["celltype"]] == pytest.approx(expected)
     assert [each["f1_logistic_l2"] for each in found.per_class["celltype"]] == pytest.approx(of_control)
+    first = found.per_class["celltype"][0]
+    assert first["auprc"] == pytest.approx(average_precision_score(model.truth == 0, model.probabilities[:, 0]))
     matrix = np.array(found.confusion["celltype"]["counts"])
     assert matrix[1, 2] == ((model.truth == 1) & (model.predicted == 2)).sum()
     assert matrix.sum() == 200
@@ -215,36 +224,29 @@ def test_regression_has_errors_correlation_and_a_verdict():
     model = LabelPredictions(truth, np.nan_to_num(truth) + 0.3 * generator.normal(size=150))
     mean = LabelPredictions(truth, np.zeros(150))
     found = evaluate(model, {"train_mean": mean}, target="age")
-    assert [each["metric"] for each in found.rows] == ["mse", "mae", "pcc"] * 2
+    assert [each["metric"] for each in found.rows] == ["mse", "mae", "pcc", "r2", "spearman"] * 2
     assert {each["n"] for each in found.rows} == {140}
     assert row(found, "pcc")["value"] == pytest.approx(np.corrcoef(truth[10:], model.predicted[10:])[0, 1])
     undefined = row(found, "pcc", "train_mean")
     assert (undefined["value"], undefined["ci_low"], undefined["ci_high"]) == (None, None, None)
-    assert found.verdicts[0].startswith("age: the model is better than the mean of the training cells: mean squared")
+    assert found.verdicts[0].startswith("age: the model is better than the mean of the training cells by ")
 
 
-def test_masked_fields_stand_beside_the_constant_guess_without_an_interval():
-    fields = {
-        "expressions_accuracy": 0.785,
-        "expressions_constant_accuracy": 0.723,
-        "label_expressions_mse": 0.4,
-        "label_expressions_constant_mse": 0.9,
-        "label_expressions_zero_accuracy": 0.8,
-        "delta_baseline_expressions_constant_perplexity": 3.0,
-    }
-    found = evaluate(label(), fields=fields)
-    masked = [each for each in found.rows if each["ci_method"] == "none"]
-    assert [(each["target"], each["metric"], each["model"], each["value"]) for each in masked] == [
-        ("expressions", "accuracy", "model", 0.785),
-        ("expressions", "accuracy", "constant", 0.723),
-        ("label_expressions", "mse", "model", 0.4),
-        ("label_expressions", "mse", "constant", 0.9),
-        ("label_expressions", "zero_accuracy", "model", 0.8),
-        ("delta_baseline_expressions", "perplexity", "constant", 3.0),
-    ]
-    for each in masked:
-        assert list(each) == [*KEYS, "note"]
-        assert (each["ci_low"], each["ci_high"], each["n"], each["resamples"]) == (None, None, None, 0)
+def test_numbers_that_may_be_zero_say_how_often_zero_is_told():
+    truth = np.array([0.0, 0.0, 1.0, 2.0, np.nan])
+    model = LabelPredictions(truth, np.array([0.2, 1.4, 0.4, 2.2, 0.0]))
+    found = evaluate(model, target="dose")
+    assert row(found, "zero_accuracy")["value"] == 0.5
+    assert found.confusion["dose"] == {"classes": ["not zero", "zero"], "counts": [[1, 1], [1, 1]]}
+
+
+def test_many_classes_have_the_accuracy_of_the_first_few():
+    names = [f"class {number}" for number in range(12)]
+    model = label(names=names)
+    found = evaluate(model)
+    ranks = np.argsort(-model.probabilities, axis=1)[:, :3]
+    assert row(found, "top3_accuracy")["value"] == (ranks == model.truth[:, None]).any(axis=1).mean()
+    assert "top5_accuracy" not in {each["metric"] for each in found.rows}
 
 
 def test_an_unknown_method_is_refused_before_anything_is_scored():
@@ -258,9 +260,10 @@ def test_text_table_puts_model_and_controls_side_by_side():
     truth = np.array([0] * 8 + [1] * 2)
     model = LabelPredictions(truth, np.array([0] * 9 + [1]), None, ["B", "T"])
     majority = LabelPredictions(truth, np.zeros(10, dtype=int), None, ["B", "T"])
-    found = evaluate(
-        model, {"majority": majority}, fields={"expressions_accuracy": 0.785, "expressions_constant_accuracy": 0.723}
-    )
+    found = evaluate(model, {"majority": majority})
+    note = "masked positions of 7 cells, which are resampled whole"
+    field = {"metric": "accuracy", "target": "expressions", "ci_low": None, "ci_high": None, "n": 77, "note": note}
+    found.rows += [{**field, "value": 0.785, "model": "model"}, {**field, "value": 0.723, "model": "constant"}]
     lines = text_table(found.rows).splitlines()
     assert lines[0] == "celltype"
     assert lines[1].split() == ["accuracy", "macro-F1", "cells"]
@@ -270,9 +273,9 @@ def test_text_table_puts_model_and_controls_side_by_side():
     assert lines[2].index("0.9") == lines[3].index("0.8"), "columns are aligned"
     assert lines[4:] == [
         "expressions",
-        "                  accuracy",
-        "  this model      0.785",
-        "  constant guess  0.723",
+        "                  accuracy  positions",
+        "  this model      0.785     77",
+        "  constant guess  0.723     77",
     ]
 
 

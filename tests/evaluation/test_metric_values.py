@@ -7,8 +7,8 @@ from scipy import stats
 from sklearn import metrics as reference
 
 from bmfm_pipeline.errors import ConfigError
-from bmfm_pipeline.evaluation.intervals import draw_weights
 from bmfm_pipeline.evaluation.metrics import ALL_METRICS, Metric, confusion
+from bmfm_pipeline.evaluation.resampling import draw_weights
 
 CLASS_METRICS = {
     "accuracy": reference.accuracy_score,
@@ -16,11 +16,17 @@ CLASS_METRICS = {
     "precision": lambda t, p: reference.precision_score(t, p, average="macro", zero_division=0),
     "recall": lambda t, p: reference.recall_score(t, p, average="macro", zero_division=0),
     "mcc": reference.matthews_corrcoef,
+    "balanced_accuracy": reference.balanced_accuracy_score,
+    "f1_weighted": lambda t, p: reference.f1_score(t, p, average="weighted", zero_division=0),
 }
 VALUE_METRICS = {
     "mse": reference.mean_squared_error,
     "mae": reference.mean_absolute_error,
     "pcc": lambda t, p: stats.pearsonr(t, p).statistic,
+    "rmse": reference.root_mean_squared_error,
+    "r2": reference.r2_score,
+    "spearman": lambda t, p: stats.spearmanr(t, p).statistic,
+    "zero_accuracy": lambda t, p: reference.accuracy_score(t == 0, p.round() == 0),
 }
 
 
@@ -39,7 +45,25 @@ def sklearn_auprc(truth, scores):
     return np.mean([reference.average_precision_score(truth == label, scores[:, label]) for label in present])
 
 
-SCORE_METRICS = {"auroc": sklearn_auroc, "auprc": sklearn_auprc}
+def sklearn_log_loss(truth, scores):
+    return reference.log_loss(truth, shares(scores), labels=range(scores.shape[1]))
+
+
+def sklearn_top(k):
+    return lambda truth, scores: reference.top_k_accuracy_score(truth, scores, k=k, labels=range(scores.shape[1]))
+
+
+def shares(scores):
+    return scores / scores.sum(axis=1, keepdims=True)
+
+
+AREAS = {"auroc": sklearn_auroc, "auprc": sklearn_auprc}
+SCORE_METRICS = AREAS | {
+    "log_loss": sklearn_log_loss,
+    "perplexity": lambda truth, scores: np.exp(sklearn_log_loss(truth, scores)),
+    "top3_accuracy": sklearn_top(3),
+    "top5_accuracy": sklearn_top(5),
+}
 
 
 def class_case(n=200, classes=6, seed=0, right=0.6):
@@ -55,7 +79,7 @@ def test_the_list_of_metrics_is_the_one_tested_here():
     assert set(ALL_METRICS) == {*CLASS_METRICS, *SCORE_METRICS, *VALUE_METRICS}
 
 
-@pytest.mark.filterwarnings("ignore:A single label was found")
+@pytest.mark.filterwarnings("ignore:A single label was found", "ignore:y_pred contains classes not in y_true")
 @pytest.mark.parametrize("name", CLASS_METRICS)
 @pytest.mark.parametrize(
     "case",
@@ -77,7 +101,7 @@ def test_class_metrics_equal_scikit_learn(name, case):
     assert Metric(name, truth, guess).value() == pytest.approx(CLASS_METRICS[name](truth, guess), abs=1e-12)
 
 
-@pytest.mark.parametrize("name", SCORE_METRICS)
+@pytest.mark.parametrize("name", AREAS)
 def test_score_metrics_equal_scikit_learn_with_ties_and_absent_classes(name):
     truth, _, scores = class_case()
     assert Metric(name, truth, scores).value() == pytest.approx(SCORE_METRICS[name](truth, scores), abs=1e-12)
@@ -85,6 +109,25 @@ def test_score_metrics_equal_scikit_learn_with_ties_and_absent_classes(name):
     assert Metric(name, truth, scores).value() == pytest.approx(SCORE_METRICS[name](truth, scores), abs=1e-12)
     constant = np.full_like(scores, 0.2)
     assert Metric(name, truth, constant).value() == pytest.approx(SCORE_METRICS[name](truth, constant), abs=1e-12)
+
+
+@pytest.mark.parametrize("name", sorted(set(SCORE_METRICS) - set(AREAS)))
+def test_what_is_said_of_the_true_class_equals_scikit_learn(name):
+    truth, _, _ = class_case()
+    scores = shares(np.random.default_rng(12).random((200, 6)) + 1e-3)
+    assert Metric(name, truth, scores).value() == pytest.approx(SCORE_METRICS[name](truth, scores), rel=1e-12)
+
+
+def test_of_equal_scores_the_first_classes_are_named_as_for_the_class_itself():
+    truth, _, scores = class_case()
+    (first,) = np.nonzero(truth == 5)
+    constant = np.full_like(scores, 1 / 6)
+    assert Metric("top5_accuracy", truth, constant).value() == pytest.approx(1 - len(first) / 200)
+    two = np.stack([np.full(200, 0.3), np.full(200, 0.7)], axis=1)
+    one = Metric("log_loss", truth % 2, two[:, 1])
+    assert one.value() == pytest.approx(Metric("log_loss", truth % 2, two).value())
+    impossible = Metric("log_loss", [1, 1], [[1.0, 0.0], [0.0, 1.0]]).value()
+    assert impossible == pytest.approx(-np.log(2.0**-24) / 2)  # the smallest float16 above 0
 
 
 @pytest.mark.parametrize("labels", [(0, 1), (False, True), (-1, 1), (1, 2), ("healthy", "ill")])
@@ -112,7 +155,7 @@ def test_areas_are_not_defined_for_one_observation_or_one_class(name):
     assert np.isnan(Metric("auroc", [1, 1], [[0.7, 0.3], [0.1, 0.9]]).value())
 
 
-@pytest.mark.parametrize("name", SCORE_METRICS)
+@pytest.mark.parametrize("name", [*AREAS, "log_loss"])
 def test_a_score_that_is_nan_gives_nan_instead_of_a_rank(name):
     assert np.isnan(Metric(name, [0, 1, 1], [0.1, np.nan, 0.9]).value())
 
@@ -139,17 +182,22 @@ def test_correlation_survives_a_large_offset():
 def test_correlation_with_a_constant_is_not_defined(constant):
     truth = np.random.default_rng(6).normal(size=101)
     assert np.isnan(Metric("pcc", truth, np.full(101, constant)).value())
+    assert np.isnan(Metric("spearman", truth, np.full(101, constant)).value())
+    assert np.isnan(Metric("r2", np.full(101, constant), truth).value())
     assert np.isnan(Metric("pcc", [2.0], [3.0]).value())
 
 
+@pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true")
 @pytest.mark.parametrize("name", ALL_METRICS)
 def test_weighted_values_equal_the_metric_of_the_resampled_arrays(name):
     truth, guess, scores = class_case(n=60)
     if name in VALUE_METRICS:
-        truth, guess = np.random.default_rng(7).normal(size=(2, 60))
+        truth, guess = np.random.default_rng(7).normal(size=(2, 60)).round(1)  # with equal values
         function = VALUE_METRICS[name]
     elif name in SCORE_METRICS:
-        guess, function = scores, SCORE_METRICS[name]
+        # scikit-learn takes the last of equal scores first where it looks at the top.
+        guess = scores if name in AREAS else shares(scores + np.random.default_rng(9).random((60, 6)) / 100)
+        function = SCORE_METRICS[name]
     else:
         function = CLASS_METRICS[name]
     weights = draw_weights(np.random.default_rng(8), 40, 60)
@@ -228,6 +276,8 @@ def test_minus_one_hundred_is_a_number_like_any_other_in_regression():
             [[0.1, 0.9]] * 3,
             "y_pred has 2 columns, so y_true must hold class ids 0 to 1; found 1, 2, 3",
         ),
+        ("top3_accuracy", [0, 1], [[0.1, 0.8, 0.1]] * 2, "needs scores of more than 3 classes, y_pred has those of 3"),
+        ("log_loss", [0, 1], [[0.1, 4.0], [1, -2]], "y_pred holds -2 to 4; probabilities are expected"),
     ],
 )
 def test_what_cannot_be_scored_is_refused_with_what_was_found(name, truth, guess, message):

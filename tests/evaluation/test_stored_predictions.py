@@ -50,10 +50,9 @@ def round_trip(tmp_path, predictions):
 
 def test_class_predictions_come_back_with_unknown_truth_and_odd_names(tmp_path):
     label = classes()
-    back = round_trip(tmp_path, Predictions(cells(), {"celltype": label}, {"expressions_accuracy": 0.5}))
+    back = round_trip(tmp_path, Predictions(cells(), {"celltype": label}))
     found = back.labels["celltype"]
     assert back.cells == cells()
-    assert back.fields == {"expressions_accuracy": 0.5}
     assert found.class_names == ODD_NAMES
     assert found.truth.tolist() == label.truth.tolist()
     assert found.predicted.tolist() == label.predicted.tolist()

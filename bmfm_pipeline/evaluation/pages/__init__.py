@@ -1,0 +1,1 @@
+"""Pages for people: what evaluations and runs found, as self-contained HTML, markdown and figures."""

@@ -74,11 +74,13 @@ def _train(spec: TrainSpec, run, stop: StopRequest, lease) -> dict | None:
     from bmfm_pipeline.training.adaptive import adaptive_masking
     from bmfm_pipeline.training.averaging import WeightAverage
     from bmfm_pipeline.training.batch_size import settle_batch_size
+    from bmfm_pipeline.training.calibrating import calibrate
     from bmfm_pipeline.training.callbacks import History, Patience, Progress
     from bmfm_pipeline.training.checkpoints import newest_valid, read_place
     from bmfm_pipeline.training.data_module import build_data_module
     from bmfm_pipeline.training.export import export_model
     from bmfm_pipeline.training.keeping import Checkpointing, Position
+    from bmfm_pipeline.training.memory import memory_taken
     from bmfm_pipeline.training.module import build_module
     from bmfm_pipeline.training.options import trainer_options
     from bmfm_pipeline.training.validation import validate_once
@@ -109,6 +111,8 @@ def _train(spec: TrainSpec, run, stop: StopRequest, lease) -> dict | None:
         task = run.task
     data = build_data_module(run, spec.data)
     data.setup("fit")
+    if run.data_module.train_fraction is not None:
+        note(data.prepared.training_sentence(run))
     module = build_module(run, data)
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     dev_batches = len(data.val_dataloader()) if len(data.rows["dev"]) else 0
@@ -167,6 +171,14 @@ def _train(spec: TrainSpec, run, stop: StopRequest, lease) -> dict | None:
         module = build_module(run, data)
         _hold(module.model, run, spec.init_from)
     summary = export_model(run, spec, module, data, keeping, adapted)
+
+    def go_on() -> bool:
+        if lease is not None:
+            lease.renew_if_old()
+        return stop.reason is None
+
+    if calibrate(run, data, run_dir / "model", go_on, note) is None:
+        return None
     summary.update(
         trained_parameters=trained,
         steps=step,
@@ -174,6 +186,7 @@ def _train(spec: TrainSpec, run, stop: StopRequest, lease) -> dict | None:
         cells_per_s=round(progress.cells_per_s, 1),
         loader_wait_share=round(progress.loader_wait, 3),
         first_batch_after_s=round(progress.first_batch_after or 0.0, 2),
+        **memory_taken(task.accelerator),
         accelerator=task.accelerator,
         devices=world_size,
         precision=task.precision,

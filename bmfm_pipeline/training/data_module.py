@@ -89,6 +89,9 @@ class CellDataModule(pl.LightningDataModule):
             builder.report = builders[module.max_length].report  # one account of what was left out
         everyone = np.arange(len(self.prepared.store.obs_names))
         for split in (*SPLITS, "predict"):
+            if split == "train":
+                self.rows[split] = self.prepared.training_rows(self.run)
+                continue
             limit = module.limit_dataset_samples
             limit = limit.get(split) if isinstance(limit, dict) else limit
             rows = everyone if split == "predict" else self.prepared.rows(split)
@@ -131,6 +134,10 @@ class CellDataModule(pl.LightningDataModule):
         cells = CellDataset(self.builders[module.evaluation_length], rows, evaluation=True)
         return make_loader(cells, sampler, module.num_workers)
 
+    def evaluation_loader(self, rows: np.ndarray) -> DataLoader:
+        """The cells of `rows`, each once and in this order, read as in validation, by this process alone."""
+        return self._loader(rows)
+
     def train_dataloader(self) -> DataLoader | StepLoader:
         """Training batches in the order, length and size of the epoch that the sampler stands in."""
         if self.schedule is None:
@@ -148,13 +155,17 @@ class CellDataModule(pl.LightningDataModule):
 
     def training_labels(self, most_cells: int = CELLS_FOR_CONSTANTS) -> Iterator[dict[str, Any]]:
         """Labels, by batch, that a sample of the training cells would have in validation: masks of the same kind, seeded."""
-        module = self.run.data_module
         rows = choose_rows(self.rows["train"], most_cells, self.run.seed.seed_value)
-        builder = self.uncounted(module.evaluation_length)
-        cells, size = CellDataset(builder, rows, evaluation=True), module.evaluation_batch_size
-        for start in range(0, len(rows), size):
-            batch = cells.__getitems__([(0, index) for index in range(start, min(start + size, len(rows)))])
+        for batch in self.batches_beforehand(rows):
             yield batch.get("labels", {})
+
+    def batches_beforehand(self, rows: np.ndarray) -> Iterator[dict[str, Any]]:
+        """The batches that these cells would make in validation, built in this process; nothing left out is counted."""
+        module = self.run.data_module
+        cells = CellDataset(self.uncounted(module.evaluation_length), rows, evaluation=True)
+        size = module.evaluation_batch_size
+        for start in range(0, len(rows), size):
+            yield cells.__getitems__([(0, index) for index in range(start, min(start + size, len(rows)))])
 
     def uncounted(self, length: int) -> BatchBuilder:
         """The builder of a length for a look at cells beforehand: what is left out is counted when they are trained on."""

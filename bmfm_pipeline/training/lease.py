@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +10,8 @@ from typing import Any
 
 from bmfm_pipeline.errors import StorageError, TrainingError
 from bmfm_pipeline.storage import exclusive, write_json_atomic
+from bmfm_pipeline.storage.holders import identity, is_alive
 
-EXPIRES_AFTER = 120.0  # seconds without renewal, for a holder on another machine
 RENEW_EVERY = 10.0
 
 
@@ -46,7 +45,7 @@ class Lease:
             self.renew()
 
     def _write(self, released: bool = False) -> None:
-        write_json_atomic(self.file, {"number": self.number, **_identity(os.getpid()), "released": released})
+        write_json_atomic(self.file, {"number": self.number, **identity(os.getpid()), "released": released})
 
     def release(self) -> None:
         if _read(self.file).get("number") == self.number:
@@ -60,7 +59,7 @@ def acquire(folder: Path) -> Lease:
     folder = Path(folder)
     with exclusive(folder):  # two that come at once: the second sees what the first wrote
         current = _read(folder / "lease.json")
-        if current and not current.get("released") and _alive(current, folder / "lease.json"):
+        if current and not current.get("released") and is_alive(current, folder / "lease.json"):
             raise TrainingError(
                 f"{folder}: process {current['pid']} on {current['host']} is training here; wait for it, or stop it and run again"
             )
@@ -74,46 +73,3 @@ def _read(file: Path) -> dict[str, Any]:
         return json.loads(file.read_text())
     except (FileNotFoundError, json.JSONDecodeError):
         return {}
-
-
-def _identity(pid: int) -> dict[str, Any]:
-    """What tells a process from a later one with the same number, as containers hand out again and again."""
-    return {"pid": pid, "host": socket.gethostname(), "boot": _boot(), "started": _start_time(pid)}
-
-
-def _alive(holder: dict[str, Any], file: Path) -> bool:
-    if holder.get("host") != socket.gethostname():
-        return time.time() - file.stat().st_mtime < EXPIRES_AFTER
-    pid = int(holder["pid"])
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    now = _identity(pid)
-    return not _zombie(pid) and all(holder.get(name) in (None, now[name]) for name in ("boot", "started"))
-
-
-def _boot() -> str | None:
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return None
-
-
-def _status(pid: int) -> list[str]:
-    """The fields of /proc/PID/stat after the name; none where there is no /proc."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    except (OSError, IndexError):
-        return []
-
-
-def _start_time(pid: int) -> str | None:
-    fields = _status(pid)
-    return fields[19] if len(fields) > 19 else None
-
-
-def _zombie(pid: int) -> bool:
-    return _status(pid)[:1] == ["Z"]

@@ -87,6 +87,16 @@ def most_ever() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def memory_taken(accelerator: str) -> dict[str, float | str]:
+    """The most memory this process took, in GB: on the host, and with a GPU on it too, with its name."""
+    found: dict[str, float | str] = {"peak_memory_gb": round(HostMemory().peak() / GB, 3)}
+    if accelerator == "gpu":
+        import torch
+
+        found |= {"peak_gpu_memory_gb": round(CudaMemory().peak() / GB, 3), "device": torch.cuda.get_device_name()}
+    return found
+
+
 def give_back_to_system() -> None:
     """Return what was freed but kept for later allocations; nothing where the C library cannot."""
     with contextlib.suppress(OSError, AttributeError):

@@ -9,6 +9,7 @@ from typing import Any
 
 from bmfm_pipeline.storage import read_json
 from bmfm_pipeline.training.records import PREPROCESSING, TRAINING
+from bmfm_pipeline.training.temperature import CALIBRATION
 
 CARD = "README.md"
 NAMES = {
@@ -24,7 +25,11 @@ LISTED = 60
 
 @dataclass(frozen=True)
 class TestNumbers:
-    """What an evaluation found: rows of metrics.json, sentences about the differences, notes; and how models and controls are called."""
+    """What an evaluation found: rows of metrics.json, sentences about the differences, notes; and how models and controls are called.
+
+    `per_class` {label: [{"class", "support", "precision", "recall", "f1", ..}]}; `counted` {target: what n counts}, cells where not named. `dataset`: the name of the
+    tested cells' data where they are not the model's.
+    """
 
     __test__ = False
     rows: list[dict[str, Any]]
@@ -33,6 +38,9 @@ class TestNumbers:
     level: float = 0.95
     names: dict[str, str] = field(default_factory=dict)
     descriptions: dict[str, str] = field(default_factory=dict)
+    per_class: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    counted: dict[str, str] = field(default_factory=dict)
+    dataset: str = ""
 
 
 def write_card(
@@ -58,7 +66,7 @@ def model_card(
     if license:
         header["license"] = license
     header["tags"] = _tags(config, training)
-    if results := _results(rows, training, config):
+    if results := _results(rows, training, config, tests.dataset if tests is not None else ""):
         header["model-index"] = [{"name": title, "results": results}]
     sections = [
         f"# {title}",
@@ -71,7 +79,7 @@ def model_card(
         "## Training",
         _training(training),
         "## Limits",
-        _limits(config, rows),
+        _limits(config, rows, _read(model / CALIBRATION)),
         "## Use",
         _use(config, model),
     ]
@@ -105,7 +113,9 @@ def _kind(target: str, config: dict[str, Any]) -> tuple[str, str]:
     return "fill-mask", "masked values"
 
 
-def _results(rows: list[dict[str, Any]], training: dict[str, Any], config: dict[str, Any]) -> list[dict[str, Any]]:
+def _results(
+    rows: list[dict[str, Any]], training: dict[str, Any], config: dict[str, Any], dataset: str = ""
+) -> list[dict[str, Any]]:
     """The model-index of the header: what the model scored on test cells, else in validation."""
     name = training.get("name", "data")
     results = []
@@ -121,7 +131,8 @@ def _results(rows: list[dict[str, Any]], training: dict[str, Any], config: dict[
             }
             for row in own
         ]
-        place = {"name": name, "type": name, "split": own[0]["split"]} if own else {}
+        tested = dataset or name
+        place = {"name": tested, "type": tested, "split": own[0]["split"]} if own else {}
         if own:
             results.append({"task": {"type": kind, "name": f"{target}: {words}"}, "dataset": place, "metrics": metrics})
     if not results and (scores := _scores(training)):
@@ -179,7 +190,8 @@ def _tested(tests: TestNumbers) -> list[str]:
         found = {(row["metric"], row["model"]): row for row in own}
         count = next((row["n"] for row in own if row["n"]), None)
         methods = ", ".join(dict.fromkeys(row["ci_method"] for row in own if row["ci_low"] is not None))
-        cells = f"{own[0]['split']} cells" if count is None else f"{count:,} {own[0]['split']} cells"
+        cells = f"{own[0]['split']} {tests.counted.get(target, 'cells')}"
+        cells = cells if count is None else f"{count:,} {cells}"
         brackets = f"; in brackets {100 * tests.level:g} % intervals ({methods})" if methods else ""
         parts.append(f"{_plain(target)} on {cells}, beside controls on the same cells{brackets}:")
         metrics = dict.fromkeys(row["metric"] for row in own)
@@ -187,7 +199,26 @@ def _tested(tests: TestNumbers) -> list[str]:
         parts.append(_table(["metric", *(tests.names.get(model, model) for model in models)], table))
         described = [model for model in models if model in tests.descriptions]
         parts.append(_list(f"{tests.names.get(model, model)}: {tests.descriptions[model]}" for model in described))
+        classes = [entry for entry in tests.per_class.get(target, []) if entry["support"]]
+        if 2 < len(classes) <= LISTED:
+            parts += [f"Classes of {_plain(target)}:", _classes(classes)]
     return [*parts, _list(tests.verdicts), _list(tests.notes)]
+
+
+def _classes(classes: list[dict[str, Any]]) -> str:
+    rows = [
+        [
+            _plain(entry["class"]),
+            f"{entry['support']:,}",
+            *(_number_or_none(entry[name]) for name in ("precision", "recall", "f1")),
+        ]
+        for entry in classes
+    ]
+    return _table(["class", "test cells", "precision", "recall", "F1"], rows)
+
+
+def _number_or_none(value: float | None) -> str:
+    return "" if value is None else _number(value)
 
 
 def _score(row: dict[str, Any] | None) -> str:
@@ -278,7 +309,7 @@ def _training(training: dict[str, Any]) -> str:
     return "\n".join([*lines, f"- {versions}"])
 
 
-def _limits(config: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+def _limits(config: dict[str, Any], rows: list[dict[str, Any]], calibration: dict[str, Any]) -> str:
     lines = [
         "- The numbers above are of cells of the same data as those it learned from. Other laboratories, tissues, species and protocols "
         "are not covered by them: measure on cells of your own.",
@@ -286,14 +317,26 @@ def _limits(config: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     ]
     classes = [label for label in _labels(config) if not label["is_regression_label"]]
     if classes:
-        lines.append(
-            "- Every cell is given a class it knows, also a cell of a kind it has never seen. Its probabilities have not been calibrated."
-        )
+        unsure = "; `--unknown-below auto` leaves out those it is least sure of" if calibration else ""
+        lines.append(f"- Every cell is given a class it knows, also a cell of a kind it has never seen{unsure}.")
+        lines += [_calibrated(label["label_column_name"], calibration) for label in classes]
     small = [row["n"] for row in rows if row["n"] and row["n"] < 1000]
     if small:
         lines.append(f"- {min(small):,} test cells are few: read the intervals, not the numbers between them.")
     lines.append("- It is not made for decisions about patients.")
     return "\n".join(lines)
+
+
+def _calibrated(label: str, calibration: dict[str, Any]) -> str:
+    entry = calibration.get(label, {})
+    if entry.get("temperature", 1.0) == 1:
+        why = f" ({entry['note'].removesuffix(': not calibrated')})" if "note" in entry else ""
+        return f"- Probabilities of {_plain(label)} have not been calibrated{why}."
+    return (
+        f"- Probabilities of {_plain(label)} are those at temperature {_number(entry['temperature'])}, fitted to {entry['n']:,} validation "
+        f"cells (negative log-likelihood {_number(entry['nll_before'])} before, {_number(entry['nll_after'])} after); `bmfm predict` applies it, "
+        "the logits are as the network gives them."
+    )
 
 
 def _use(config: dict[str, Any], model: Path) -> str:

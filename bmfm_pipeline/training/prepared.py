@@ -10,9 +10,10 @@ import numpy as np
 
 from bmfm_pipeline.batching import BatchingConfig, FieldSpec, ZeroExposure, choose_rows
 from bmfm_pipeline.config import RunConfig
+from bmfm_pipeline.config.splits import resolve_split
 from bmfm_pipeline.data.label_files import read_label_dict
 from bmfm_pipeline.data.label_ontology import read_allowed
-from bmfm_pipeline.data.splits import read_split_info
+from bmfm_pipeline.data.splits import part_of_each_class, read_split_info
 from bmfm_pipeline.data.store import CellStore
 from bmfm_pipeline.errors import ConfigError, DataError
 from bmfm_pipeline.objectives import ClassTables
@@ -57,6 +58,40 @@ class PreparedData:
 
     def rows(self, split: str) -> np.ndarray:
         return self.store.rows_of_split(split, self.split_column)
+
+    def training_rows(self, run: RunConfig) -> np.ndarray:
+        """Rows that a run learns from, int64, ascending: of the training split the share data_module.train_fraction, of these as many as
+        limit_dataset_samples lets in. Models and controls of a run are fitted to these and no others.
+
+        The share is drawn by class of the first label column with one class a cell, at least one cell of each, and depends on the seed of
+        the split: a larger share contains the smaller ones, whatever the seed of the training.
+        """
+        rows, module = self.rows("train"), run.data_module
+        if module.train_fraction is not None and len(rows):
+            names = self.store.obs_names
+            kept = part_of_each_class(
+                [names[row] for row in rows], self._classes(run)[rows], module.train_fraction, resolve_split(run).seed
+            )
+            rows = rows[kept]
+        limit = module.limit_dataset_samples
+        limit = limit.get("train") if isinstance(limit, dict) else limit
+        return choose_rows(rows, limit, run.seed.seed_value)
+
+    def training_sentence(self, run: RunConfig) -> str:
+        """How many cells data_module.train_fraction left to learn from, in words."""
+        rows, classes = self.training_rows(run), self._classes(run)
+        sizes = np.bincount(classes[rows])
+        single = int((sizes[1:] == 1).sum())
+        few = f"; {single} {'class has' if single == 1 else 'classes have'} a single cell" if single else ""
+        return f"data_module.train_fraction {run.data_module.train_fraction:g}: {len(rows)} of {len(self.rows('train'))} training cells{few}"
+
+    def _classes(self, run: RunConfig) -> np.ndarray:
+        """The class of each cell that shares are drawn by, from 0; cells without a label are a class, and all are one without labels."""
+        for column in run.label_columns:
+            if not (column.is_regression_label or column.is_multilabel):
+                labels = self.labels(run)[column.label_column_name]
+                return np.where(labels < 0, 0, labels + 1).astype(np.int64)
+        return np.zeros(len(self.store.obs_names), dtype=np.int64)
 
     def field_dicts(self, run: RunConfig) -> list[dict[str, Any]]:
         """The fields of `run` with vocabulary sizes, special tokens and vocabulary hashes filled in, for the model."""
@@ -124,11 +159,9 @@ class PreparedData:
     def class_tables(self, run: RunConfig) -> dict[str, ClassTables]:
         """Of each label column with classes: training cells of each class, and which classes its ontology puts under which.
 
-        Counted are the cells that are trained on: those of the training split, as far as limit_dataset_samples lets them in.
+        Counted are the cells that are trained on.
         """
-        limit = run.data_module.limit_dataset_samples
-        limit = limit.get("train") if isinstance(limit, dict) else limit
-        rows = choose_rows(self.rows("train"), limit, run.seed.seed_value)
+        rows = self.training_rows(run)
         tables = {}
         for name, values in self.labels(run).items():
             known, own = self.label_dict.get(name), values[rows]

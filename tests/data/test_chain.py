@@ -134,6 +134,25 @@ def test_a_stored_chain_gives_new_cells_the_same_values(make_h5ad, tmp_path, ste
     assert applied.reasons == [None] * 120
 
 
+@pytest.mark.parametrize("steps", [GENERIC, EVERYTHING], ids=["generic", "everything"])
+def test_a_fitted_chain_writes_other_cells_as_prediction_sees_them_and_filters_none_out(make_h5ad, tmp_path, steps):
+    chain, _, result = run(make_h5ad(counts_of(), name="own.h5ad"), steps, tmp_path / "own-out.h5ad")
+    restored, other = Chain.from_json(chain.to_json()), counts_of(n_cells=30, seed=7).tolil()
+    other[4] = 0
+    other[4, 1] = 3  # few counts, which both filters of cells would leave out
+    other[5] = 0
+    cells = open_source(make_h5ad(other.tocsr(), name="other.h5ad"))
+    report = restored.run(cells, None, tmp_path / "out.h5ad", {}, fitted=True, row_filters=False)
+    written = anndata.read_h5ad(tmp_path / "out.h5ad")
+    assert written.var_names.tolist() == restored.fitted_genes(cells.var_names) == result.var_names.tolist()
+    applied = restored.apply_to_cells(other.tocsr(), cells.var_names)
+    usable = [row for row, reason in enumerate(applied.reasons) if reason is None]
+    assert written.obs_names.tolist() == [cells.obs_names[row] for row in usable] and 5 not in usable
+    assert report.dropped_cells == {"drop cells without values": 30 - len(usable)}
+    np.testing.assert_array_equal(written.X.toarray(), applied.values.toarray()[usable])
+    assert restored.to_json() == chain.to_json()
+
+
 def test_a_cell_is_transformed_alike_alone_and_in_company(make_h5ad, tmp_path):
     path = make_h5ad(counts_of())
     chain, _, _ = run(path, EVERYTHING, tmp_path / "out.h5ad")

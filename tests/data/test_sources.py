@@ -43,6 +43,12 @@ def test_chunks_are_bounded_by_values(make_h5ad, monkeypatch, kind):
     stored = {"csr": counts, "csc": counts.tocsc(), "dense": counts.toarray()}[kind]
     source = open_source(make_h5ad(stored))
     assert max(chunk.nnz for _, chunk in source.iter_chunks()) <= 100
+    whole = list(source.iter_chunks(9))
+    for first in (whole[3][0], whole[-1][0], 1, 200):  # from where a chunk begins, from within one, from the end
+        rest = list(source.iter_chunks(9, first))
+        expected = [(start, chunk) for start, chunk in whole if start >= first]
+        assert [start for start, _ in rest] == [start for start, _ in expected]
+        assert all((own != other).nnz == 0 for (_, own), (_, other) in zip(rest, expected, strict=True))
     np.testing.assert_array_equal(rows_of(source), counts.toarray())
 
 

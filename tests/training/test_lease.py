@@ -9,7 +9,8 @@ import time
 import pytest
 
 from bmfm_pipeline.errors import TrainingError
-from bmfm_pipeline.training.lease import EXPIRES_AFTER, acquire
+from bmfm_pipeline.storage.holders import EXPIRES_AFTER
+from bmfm_pipeline.training.lease import acquire
 
 
 def held_by(folder, **changes) -> None:

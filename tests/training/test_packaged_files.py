@@ -146,7 +146,7 @@ def test_the_command_at_the_top_runs(file, place, monkeypatch):
         if stage == "predict":
             assert predict_with_config(run, place.workspace)["cells"] == 20
             return
-    if stage != "evaluate":
+    if stage not in ("evaluate", "interpret"):
         overrides = [*overrides, *SIZES, *SHORT]
     job = plan_stage(
         stage,
@@ -158,7 +158,7 @@ def test_the_command_at_the_top_runs(file, place, monkeypatch):
     )[-1]
     assert job.stage == stage
     run = RunConfig.model_validate(job.config)
-    if stage == "evaluate":
+    if stage in ("evaluate", "interpret"):
         one_test_batch(run, place)
     else:
         one_step(run, place.data)

@@ -68,7 +68,7 @@ def check_source(
 def check_names(source: CellSource, duplicate_genes: str, problems: list[str]) -> None:
     import pandas as pd
 
-    for what, names in (("cell names (obs)", source.obs.index), ("gene names (var)", source.var_names)):
+    for what, names in (("cell names (obs)", source.obs_names), ("gene names (var)", source.var_names)):
         index = pd.Index(names)
         twice = [] if index.is_unique else list(dict.fromkeys(index[index.duplicated()].astype(str)))
         if not twice or (what.startswith("gene") and duplicate_genes != "refuse"):

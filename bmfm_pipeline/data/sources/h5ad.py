@@ -220,10 +220,11 @@ class CellSource:
                 "nothing was published. Wait until it is complete and run again"
             )
 
-    def iter_chunks(self, rows_per_chunk: int | None = None) -> Iterator[tuple[int, "object"]]:
+    def iter_chunks(self, rows_per_chunk: int | None = None, first: int = 0) -> Iterator[tuple[int, "object"]]:
         """Yield (first row, scipy CSR float32 with sorted indices and no stored zeros) over all cells in file order.
 
-        A chunk has at most `rows_per_chunk` rows and, unless one row alone has more, about two million stored values.
+        A chunk has at most `rows_per_chunk` rows and, unless one row alone has more, about two million stored values. Chunks that begin
+        before row `first` are left out and not read; the others are the same whatever `first` is.
         """
         import h5py
 
@@ -232,7 +233,7 @@ class CellSource:
         self.verify_unchanged()
         try:
             with h5py.File(self.path, "r", rdcc_nbytes=self._cache) as file:
-                for start, chunk in read_rows(self, file[self.matrix_name], rows_per_chunk):
+                for start, chunk in read_rows(self, file[self.matrix_name], rows_per_chunk, first):
                     yield start, self._clean(chunk)
         except OSError as error:
             raise self._cut_short(error) from None

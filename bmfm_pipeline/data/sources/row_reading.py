@@ -10,20 +10,25 @@ from bmfm_pipeline.errors import DataError
 _DENSE_LIMIT = 16_000_000
 
 
-def read_rows(source, node, rows_per_chunk: int | None) -> Iterator[tuple[int, "object"]]:
-    """(first row, scipy CSR float32) of the open HDF5 matrix `node`; the values are as stored, zeros included."""
+def read_rows(source, node, rows_per_chunk: int | None, first: int = 0) -> Iterator[tuple[int, "object"]]:
+    """(first row, scipy CSR float32) of the open HDF5 matrix `node`; the values are as stored, zeros included.
+
+    Chunks that begin before row `first` are not read.
+    """
     if source.encoding == "dense":
-        yield from _dense(source, node, rows_per_chunk)
+        yield from _dense(source, node, rows_per_chunk, first)
     elif source.encoding == "csr":
-        yield from _csr(source, node, rows_per_chunk)
+        yield from _csr(source, node, rows_per_chunk, first)
     else:
-        yield from _csc(source, node, rows_per_chunk)
+        yield from _csc(source, node, rows_per_chunk, first)
 
 
-def _csc(source, node, rows_per_chunk: int | None) -> Iterator[tuple[int, "object"]]:
+def _csc(source, node, rows_per_chunk: int | None, first: int) -> Iterator[tuple[int, "object"]]:
     from scipy import sparse
 
     for start, ends, columns, values in source.row_file(node).blocks(_limit(), rows_per_chunk):
+        if start < first:
+            continue
         shape = (len(ends) - 1, source._n_columns)
         yield start, sparse.csr_matrix((values, columns, ends.astype(np.int32)), shape=shape)
 
@@ -49,7 +54,7 @@ def _limit() -> int:
     return h5ad.VALUES_PER_CHUNK
 
 
-def _dense(source, node, rows_per_chunk: int | None) -> Iterator[tuple[int, "object"]]:
+def _dense(source, node, rows_per_chunk: int | None, begin: int) -> Iterator[tuple[int, "object"]]:
     """Whole rows of HDF5 chunks are read at once, for each would be unpacked again for every part of it."""
     from scipy import sparse
 
@@ -60,11 +65,15 @@ def _dense(source, node, rows_per_chunk: int | None) -> Iterator[tuple[int, "obj
     rows = max(1, 4 * _limit() // n_columns)
     rows = max(band, rows // band * band) if band * n_columns <= _DENSE_LIMIT else rows
     for start in range(0, node.shape[0], rows):
+        if start + rows <= begin:
+            continue
         dense = np.ascontiguousarray(node[start : start + rows], dtype=np.float32)
         lengths = np.empty(len(dense), dtype=np.int64)
         count_nonzero_by_row(dense, lengths)
         ends = np.concatenate(([0], np.cumsum(lengths)))
         for first, last in row_blocks(ends, _limit(), rows_per_chunk):
+            if start + first < begin:
+                continue
             indices, data = np.empty(ends[last] - ends[first], np.int32), np.empty(ends[last] - ends[first], np.float32)
             gather_nonzero(dense[first:last], indices, data)
             own_ends = (ends[first : last + 1] - ends[first]).astype(np.int32)
@@ -93,11 +102,13 @@ def check_indices(source, indices: np.ndarray, length: int) -> None:
         )
 
 
-def _csr(source, node, rows_per_chunk: int | None) -> Iterator[tuple[int, "object"]]:
+def _csr(source, node, rows_per_chunk: int | None, first: int) -> Iterator[tuple[int, "object"]]:
     from scipy import sparse
 
     indptr = checked_indptr(source, node, source.n_cells)
     for start, stop in row_blocks(indptr, _limit(), rows_per_chunk):
+        if start < first:
+            continue
         low, high = indptr[start], indptr[stop]
         data = node["data"][low:high].astype(np.float32, copy=False)
         indices = node["indices"][low:high]

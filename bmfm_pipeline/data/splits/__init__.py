@@ -2,6 +2,7 @@
 
 from bmfm_pipeline.data.splits.assignment import Split, assign_split, make_split
 from bmfm_pipeline.data.splits.drawing import smallest_class
+from bmfm_pipeline.data.splits.few_shot import part_of_each_class
 from bmfm_pipeline.data.splits.records import (
     SPLITS,
     UNUSED,
@@ -20,6 +21,7 @@ __all__ = [
     "assign_split",
     "describe_split",
     "make_split",
+    "part_of_each_class",
     "read_split",
     "read_split_info",
     "smallest_class",

@@ -1,6 +1,7 @@
 """Fewer training cells: a balanced part of them, each larger part containing the smaller ones."""
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -30,14 +31,11 @@ def reduce_training(obs: pd.DataFrame, assigned: pd.Series, plan: SplitPlan) -> 
             np.array(["all"]),
             np.zeros(len(rows), dtype=bool),
         )
-    place = np.array([_place(plan.seed, name) for name in obs.index[rows]], dtype=np.uint64)
-    order = np.lexsort((place, codes))
     sizes = np.bincount(codes, minlength=len(names))
-    rank = np.empty(len(rows), dtype=np.int64)
-    rank[order] = np.arange(len(rows)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     if plan.train_fraction is not None:
-        kept = rank < np.maximum(1, np.floor(plan.train_fraction * sizes + 0.5))[codes]
+        kept = part_of_each_class(obs.index[rows], codes, plan.train_fraction, plan.seed)
     else:
+        rank = _rank_in_class(obs.index[rows], codes, plan.seed)
         kept = (rank < plan.cells_per_class) & ~unlabelled
     if not kept.any():
         raise DataError(f"{PLACE}: no training cell has a label in obs['{plan.classes}'], so none can be kept")
@@ -49,6 +47,25 @@ def reduce_training(obs: pd.DataFrame, assigned: pd.Series, plan: SplitPlan) -> 
         short[np.unique(codes[unlabelled])] = False
         note["classes_with_fewer_cells"] = {str(names[code]): int(sizes[code]) for code in np.flatnonzero(short)}
     return reduced, note
+
+
+def part_of_each_class(names: Sequence[str], codes: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """True for the cells of a `fraction` (0..1) of each class, at least one cell of each; bool (cells,).
+
+    `codes` (cells,) are classes 0, 1, ...; the order in a class is fixed by (seed, cell name), so that a larger fraction contains the
+    smaller ones.
+    """
+    sizes = np.bincount(codes)
+    return _rank_in_class(names, codes, seed) < np.maximum(1, np.floor(fraction * sizes + 0.5))[codes]
+
+
+def _rank_in_class(names: Sequence[str], codes: np.ndarray, seed: int) -> np.ndarray:
+    place = np.array([_place(seed, name) for name in names], dtype=np.uint64)
+    order = np.lexsort((place, codes))
+    sizes = np.bincount(codes)
+    rank = np.empty(len(codes), dtype=np.int64)
+    rank[order] = np.arange(len(codes)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return rank
 
 
 def _place(seed: int, name: str) -> int:

@@ -130,6 +130,7 @@ class Chain:
         rows: np.ndarray | None = None,
         counter: list[StepCount] | None = None,
         obs_columns: dict[str, np.ndarray] | None = None,
+        row_filters: bool = True,
     ) -> Iterator[Block]:
         """Each chunk of the source after the first `upto` steps; of `rows` only when given."""
         prepared = self._prepared(upto, source.var_names)
@@ -144,7 +145,8 @@ class Chain:
             if counter is not None:
                 counter[0].add(block, len(source.var_names))
             for position, (step, seen, columns, after) in enumerate(prepared):
-                block.keep(step.keep_cells(block.values, seen))
+                if row_filters:
+                    block.keep(step.keep_cells(block.values, seen))
                 if obs_columns is not None:
                     for column, added in step.obs_columns(block.values, seen).items():
                         obs_columns.setdefault(column, np.full(source.n_cells, np.nan))[block.numbers] = added
@@ -187,6 +189,10 @@ class Chain:
         self.fit(source, rows)
         return self._names_after(len(self.steps), source.var_names)
 
+    def fitted_genes(self, names: list[str]) -> list[str]:
+        """Gene names that a fitted chain leaves of `names`."""
+        return self._names_after(len(self.steps), names)
+
     def run(
         self,
         source,
@@ -196,16 +202,19 @@ class Chain:
         keep_counts: bool = True,
         keep_empty: bool = False,
         fitted: bool = False,
+        row_filters: bool = True,
     ) -> TransformReport:
         """Fit on `rows` (numbers of source rows, None: all) unless `fitted`, then write `out_path` in one pass over the source.
 
         `obs_extra` are columns to add to obs, one value per source row. Cells without any value left are dropped and counted,
         unless `keep_empty`. `keep_counts` stores the source's values of the kept cells and genes as layers["counts"]; values
-        that are no whole numbers are left out and noted. Raises DataError when nothing is left.
+        that are no whole numbers are left out and noted. Without `row_filters`, for cells of other data than the chain was fitted to, steps
+        leave out no cell, and what was fitted is taken as it is. Raises DataError when nothing is left.
         """
         began = time.perf_counter()
         if fitted:
-            self.look_at(source)
+            if row_filters:
+                self.look_at(source)
         else:
             self.fit(source, rows)
         added: dict[str, np.ndarray] = {}
@@ -219,7 +228,9 @@ class Chain:
         values, counts = SpooledMatrix(), SpooledMatrix()
         notes: list[str] = []
         with disk_errors(out_path), Spool(Path(out_path).parent) as spool:
-            for block in self._blocks(source, len(self.steps), counter=counter, obs_columns=added):
+            for block in self._blocks(
+                source, len(self.steps), counter=counter, obs_columns=added, row_filters=row_filters
+            ):
                 block.drop_zeros()
                 if not keep_empty:
                     block.keep(np.diff(block.values.indptr) > 0)

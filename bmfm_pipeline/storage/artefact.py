@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import logging
 import os
 import shutil
 from dataclasses import asdict, dataclass, field
@@ -14,8 +15,11 @@ from bmfm_pipeline.storage.cache import MANIFEST, adopt, localise
 from bmfm_pipeline.storage.failures import RemoteError
 from bmfm_pipeline.storage.files import disk_errors, fsync_folder, read_json, write_json_atomic
 from bmfm_pipeline.storage.hashing import ContentMemo, hash_bytes
-from bmfm_pipeline.storage.uris import is_remote, join_uri, local_path
+from bmfm_pipeline.storage.quarantine import set_aside
+from bmfm_pipeline.storage.uris import is_remote, join_uri, local_path, strip_userinfo
 from bmfm_pipeline.storage.workspace import Workspace
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,7 @@ class Artefact:
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
     created: str = ""
+    cost: dict[str, Any] = field(default_factory=dict)
 
     @property
     def hash(self) -> str:
@@ -59,11 +64,12 @@ def publish(
     config: dict[str, Any],
     code_version: str,
     summary: dict[str, Any] | None = None,
+    cost: dict[str, Any] | None = None,
 ) -> Artefact:
-    """Make the files in `staging` the artefact (stage, key).
+    """Make the files in `staging` the artefact (stage, key). `cost`: what its steps took, on which machine; no part of its hash.
 
     Local: manifest written in `staging`, everything flushed, then one rename. s3: files first, the manifest last. A valid artefact
-    that is already there wins (someone else was faster); a damaged one is replaced. Raises StorageError when the disk is full.
+    that is already there wins (someone else was faster); a damaged one is set aside and replaced. Raises StorageError when the disk is full.
     """
     staging = Path(staging)
     uri = workspace.artefact_uri(stage, key)
@@ -85,11 +91,13 @@ def publish(
             files=files,
             summary=summary or {},
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            cost=cost or {},
         )
         existing = find_artefact(workspace, stage, key)
         if existing is not None:
             shutil.rmtree(staging)
             return existing
+        _set_damaged_aside(workspace, artefact)
         if workspace.remote:
             _upload(staging, artefact)
             adopt(staging, uri)
@@ -99,10 +107,23 @@ def publish(
     return artefact
 
 
+def _set_damaged_aside(workspace: Workspace, artefact: Artefact) -> None:
+    """What lies at the place of a new artefact was no valid one, or it would have been used."""
+    if not remote.exists(artefact.file(MANIFEST)):
+        return
+    try:
+        target = set_aside(workspace, artefact.stage, artefact.key, "its bytes were not those of its manifest")
+    except (StorageError, OSError) as error:  # no reason to lose what was just made
+        logger.warning("%s: the damaged artefact could not be set aside: %s", strip_userinfo(artefact.uri), error)
+        return
+    if target:
+        logger.warning("%s: was damaged; set aside as %s", strip_userinfo(artefact.uri), strip_userinfo(target))
+
+
 def _rename_into_place(staging: Path, target: Path) -> None:
     fsync_folder(staging)
     target.parent.mkdir(parents=True, exist_ok=True)
-    if target.exists():  # damaged, or the caller would not be here
+    if target.exists():  # what was no artefact, and could not be set aside
         shutil.rmtree(target)
     try:
         os.rename(staging, target)

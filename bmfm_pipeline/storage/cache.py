@@ -1,7 +1,8 @@
 """Local copies of remote files and folders, shared by processes and bounded: what was used least recently goes first.
 
 An entry is one version of one address: `objects/<hash>/` with `data/NAME` (the copy, read-only), `entry.json`, and `use.lock`, which
-every process that was given the copy holds until it ends, so that nothing in use is removed.
+every process that was given the copy holds until it ends, so that nothing in use is removed. What was made from other content, such as
+a model from a checkpoint, lies beside them under the name of its kind, and counts as well: `KIND/<hash>/VERSION/`, with the same notes.
 """
 
 import contextlib
@@ -11,8 +12,10 @@ import logging
 import os
 import re
 import shutil
+import tempfile
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from bmfm_pipeline.errors import ConfigError, StorageError
@@ -26,6 +29,7 @@ from bmfm_pipeline.storage.uris import is_remote, local_path, strip_userinfo
 
 logger = logging.getLogger(__name__)
 MANIFEST = "artefact.json"
+KINDS = ("objects", "converted")
 _DEFAULT_SIZE = "50GB"
 _ELSEWHERE = "BMFM_CACHE_DIR"
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
@@ -79,6 +83,47 @@ def adopt(folder: Path, uri: str) -> None:
     except (StorageError, OSError) as error:
         logger.debug("%s: not kept in the cache: %s", uri, error)
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def made_once(kind: str, key: str, version: str, source: str, make: Callable[[Path], object]) -> Path:
+    """The folder that `make` fills from the content `key`: made when it is not in the cache in this `version`, and held by this process.
+
+    kind: one of KINDS. Other versions of it are removed. It counts towards $BMFM_CACHE_SIZE; what was used least recently makes room for it.
+    """
+    root = cache_dir()
+    folder = root / kind / key
+    target = folder / version
+    with disk_errors(folder, _ELSEWHERE):
+        folder.mkdir(parents=True, exist_ok=True)
+    with exclusive(root):
+        folder.mkdir(exist_ok=True)
+        _hold(folder)
+    with exclusive(folder):
+        if target.is_dir() and "size" in _read_entry(folder):
+            os.utime(folder / "entry.json")
+            return target
+        with disk_errors(folder, _ELSEWHERE):
+            if not target.is_dir():
+                for old in folder.iterdir():
+                    if old.is_dir():
+                        shutil.rmtree(old)
+                staging = Path(tempfile.mkdtemp(dir=folder))
+                try:
+                    make(staging)
+                    staging.chmod(0o755)
+                    os.replace(staging, target)
+                except BaseException:
+                    shutil.rmtree(staging, ignore_errors=True)
+                    raise
+            size = _size_of(folder)
+            write_json_atomic(folder / "entry.json", {"uri": strip_userinfo(source), "size": size, "complete": True})
+    with exclusive(root):
+        _shrink(root, cache_limit(), keep=folder)
+    return target
+
+
+def _size_of(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def _what_lies_at(uri: str) -> tuple[list[RemoteObject], dict[str, str]]:
@@ -178,14 +223,14 @@ class _Entry:
             self.root.mkdir(parents=True, exist_ok=True)
         with exclusive(self.root), disk_errors(self.folder, _ELSEWHERE):
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._hold()
+            _hold(self.folder)
             if "size" in _read_entry(self.folder):
                 os.utime(self.folder / "entry.json")
                 return
             limit = cache_limit()
             used = _shrink(self.root, limit - self.size, keep=self.folder)
             if used + self.size > limit:
-                self._let_go()
+                _let_go(self.folder)
                 shutil.rmtree(self.folder, ignore_errors=True)
                 raise RemoteError(
                     f"{strip_userinfo(self.uri)}: {in_words(self.size)} do not fit into the cache {self.root}: it may take "
@@ -193,21 +238,24 @@ class _Entry:
                 )
             self._note(complete=False)
 
-    def _hold(self) -> None:
-        with _held_lock:
-            known = _held.get(self.folder)
-            if known is not None:
-                if _same_file(known, self.folder / "use.lock"):
-                    return
-                os.close(known)
-            handle = os.open(self.folder / "use.lock", os.O_RDWR | os.O_CREAT, 0o666)
-            fcntl.flock(handle, fcntl.LOCK_SH)
-            _held[self.folder] = handle
 
-    def _let_go(self) -> None:
-        with _held_lock:
-            if (handle := _held.pop(self.folder, None)) is not None:
-                os.close(handle)
+def _hold(folder: Path) -> None:
+    """Say that this process uses an entry, until it ends or lets go of it."""
+    with _held_lock:
+        known = _held.get(folder)
+        if known is not None:
+            if _same_file(known, folder / "use.lock"):
+                return
+            os.close(known)
+        handle = os.open(folder / "use.lock", os.O_RDWR | os.O_CREAT, 0o666)
+        fcntl.flock(handle, fcntl.LOCK_SH)
+        _held[folder] = handle
+
+
+def _let_go(folder: Path) -> None:
+    with _held_lock:
+        if (handle := _held.pop(folder, None)) is not None:
+            os.close(handle)
 
 
 def _same_file(handle: int, path: Path) -> bool:
@@ -233,25 +281,45 @@ def _read_entry(folder: Path) -> dict:
         return {}
 
 
+@dataclass(frozen=True)
+class CacheEntry:
+    """One entry: its folder, what it is a copy of, its bytes, and when it was used last, in seconds since the epoch (0: unknown)."""
+
+    folder: Path
+    source: str
+    size: int
+    used: float
+
+
+def entries(root: Path) -> list[CacheEntry]:
+    """All entries of a cache, least recently used first."""
+    found = []
+    for kind in KINDS:
+        for folder in (root / kind).iterdir() if (root / kind).is_dir() else ():
+            note, known = folder / "entry.json", _read_entry(folder)
+            with contextlib.suppress(OSError):
+                used = note.stat().st_mtime if note.exists() else 0.0
+                size = int(known["size"]) if "size" in known else _size_of(folder)
+                found.append(CacheEntry(folder, str(known.get("uri", kind)), size, used))
+    return sorted(found, key=lambda entry: (entry.used, str(entry.folder)))
+
+
 def _shrink(root: Path, limit: int, keep: Path) -> int:
     """Remove entries that nobody holds, least recently used first, until at most `limit` bytes are left; returns what is left."""
-    entries = []
-    for folder in (root / "objects").iterdir():
-        note = folder / "entry.json"
-        with contextlib.suppress(OSError):
-            used = note.stat().st_mtime_ns if note.exists() else 0
-            entries.append((used, folder, int(_read_entry(folder).get("size", 0))))
-    total = sum(size for _, _, size in entries)
-    for _, folder, size in sorted(entries):
+    found = entries(root)
+    total = sum(entry.size for entry in found)
+    for entry in found:
+        folder, size = entry.folder, entry.size
         if total <= limit:
             break
-        if folder != keep and _remove_unused(folder):
+        if folder != keep and remove_unused(folder):
             logger.info("%s: removed from the cache to make room (%s)", folder, in_words(size))
             total -= size
     return total
 
 
-def _remove_unused(folder: Path) -> bool:
+def remove_unused(folder: Path) -> bool:
+    """Remove an entry that no process holds; whether it is gone. Call with the cache's own folder held (`exclusive`)."""
     try:
         handle = os.open(folder / "use.lock", os.O_RDWR | os.O_CREAT, 0o666)
     except OSError:

@@ -57,7 +57,11 @@ class ContentMemo:
         except (sqlite3.Error, OSError):  # a memo that cannot be kept only costs time
             return None
 
-    def hash_file(self, path: Path) -> str:
+    def hash_anew(self, path: str | Path) -> str:
+        """The sha256 of the bytes as they are now: what is remembered is replaced, for a disk can change them and not their date."""
+        return self.hash_file(Path(path), anew=True)
+
+    def hash_file(self, path: Path, *, anew: bool = False) -> str:
         path = Path(path).absolute()
         stamp = repr(_stamp(path))
         connection = self._open()
@@ -67,7 +71,7 @@ class ContentMemo:
             row = connection.execute(
                 "SELECT sha256 FROM hashes WHERE path = ? AND stamp = ?", (str(path), stamp)
             ).fetchone()
-            if row:
+            if row and not anew:
                 return row[0]
             digest = hash_file(path)
             with connection:

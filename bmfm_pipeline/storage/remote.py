@@ -5,12 +5,13 @@ s3fs are loaded only when an address is remote.
 """
 
 import contextlib
+import json
 import logging
 import os
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,12 +37,16 @@ _retries = 0
 
 @dataclass(frozen=True)
 class RemoteObject:
-    """One object: its name below the address that was asked for ('' when it is that address itself), size and version."""
+    """One object: its name below the address that was asked for ('' when it is that address itself), size and version.
+
+    `modified` is when it was written, in seconds since the epoch, 0 where the store does not say.
+    """
 
     name: str
     size: int
     etag: str
     uri: str
+    modified: float = 0.0
 
 
 def filesystem(uri: str):
@@ -131,7 +136,9 @@ def attempt(uri: str, call: Callable[[], Result], doing: str = "read") -> Result
 
 def _object(info: dict[str, Any], name: str, uri: str) -> RemoteObject:
     version = info.get("ETag") or info.get("VersionId") or info.get("created") or info.get("LastModified") or ""
-    return RemoteObject(name, int(info.get("size") or 0), str(version).strip('"'), uri)
+    when = info.get("LastModified") or info.get("created")
+    modified = when.timestamp() if hasattr(when, "timestamp") else 0.0
+    return RemoteObject(name, int(info.get("size") or 0), str(version).strip('"'), uri, modified)
 
 
 def objects_at(uri: str) -> list[RemoteObject]:
@@ -211,11 +218,31 @@ def read_bytes(uri: str) -> bytes | None:
         return None
 
 
+def read_blocks(uri: str, size: int) -> Iterator[bytes]:
+    """The object at `uri` in blocks of `size` bytes. Raises FileNotFoundError when there is none."""
+    fs, path = filesystem(uri)
+    total = int(attempt(uri, lambda: fs.info(path))["size"] or 0)
+    for start in range(0, total, size):
+        yield attempt(uri, lambda start=start: fs.cat_file(path, start=start, end=min(total, start + size)))
+
+
 def remove(uri: str) -> None:
     """Delete one object; one that is not there is no error."""
     fs, path = filesystem(uri)
     with contextlib.suppress(FileNotFoundError):
         attempt(uri, lambda: fs.rm_file(path), "delete")
+
+
+def copy(source: str, target: str) -> None:
+    """Copy one object to another place of the same store, inside the store."""
+    fs, path = filesystem(source)
+    attempt(source, lambda: fs.cp_file(path, filesystem(target)[1]), "copy")
+
+
+def write_json(uri: str, value: Any) -> None:
+    """Put a small JSON object at `uri`."""
+    fs, path = filesystem(uri)
+    attempt(uri, lambda: fs.pipe_file(path, (json.dumps(value, indent=1) + "\n").encode()), "write")
 
 
 def upload(source: Path, uri: str, *, new: bool = False) -> None:
@@ -239,6 +266,45 @@ def upload(source: Path, uri: str, *, new: bool = False) -> None:
         if exists(uri):  # a server without conditional writes
             raise FileExistsError(uri) from error
         upload(source, uri)
+
+
+@dataclass(frozen=True)
+class PendingUpload:
+    """A large object whose upload was begun and not ended: its parts cost room and are seen by no reader."""
+
+    uri: str
+    id: str
+    began: float
+
+
+def pending_uploads(uri: str) -> list[PendingUpload]:
+    """Unfinished uploads below `uri`; none where the store cannot list them, or this account may not."""
+    if not str(uri).startswith("s3://"):
+        return []
+    fs, path = filesystem(uri)
+    bucket, prefix, _ = fs.split_path(path)
+    asked, found = {"Bucket": bucket, "Prefix": f"{prefix}/" if prefix else ""}, []
+    try:
+        while True:
+            page = attempt(uri, lambda asked=asked: fs.call_s3("list_multipart_uploads", **asked))
+            for entry in page.get("Uploads") or []:
+                found.append(
+                    PendingUpload(f"s3://{bucket}/{entry['Key']}", entry["UploadId"], entry["Initiated"].timestamp())
+                )
+            if not page.get("IsTruncated"):
+                return found
+            asked |= {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
+    except (FileNotFoundError, RemoteError) as error:
+        logger.debug("%s: unfinished uploads cannot be listed: %s", strip_userinfo(uri), error)
+        return []
+
+
+def abort_upload(uri: str, id: str) -> None:
+    """Drop the parts of an unfinished upload."""
+    fs, path = filesystem(uri)
+    bucket, key, _ = fs.split_path(path)
+    with contextlib.suppress(FileNotFoundError):
+        attempt(uri, lambda: fs.call_s3("abort_multipart_upload", Bucket=bucket, Key=key, UploadId=id), "delete")
 
 
 def check_writable(uri: str) -> None:

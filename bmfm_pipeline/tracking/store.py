@@ -4,15 +4,16 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from bmfm_pipeline.storage import exclusive, strip_userinfo
 from bmfm_pipeline.tracking.locations import artifact_folder, database_file, probe, set_environment
 
 logger = logging.getLogger(__name__)
 Operation = dict[str, Any]
+Answer = TypeVar("Answer")
 
 MAX_ITEMS = 100  # params and tags in one request
 MAX_METRICS = 1000
@@ -91,6 +92,15 @@ class Store:
         elif found.lifecycle_stage == "deleted":
             self._client.restore_experiment(found.experiment_id)
         return found.experiment_id
+
+    def ask(self, question: Callable[[Any], Answer]) -> Answer:
+        """`question(client)`, for what only reads. Raises Unreachable, also where the store refuses to answer."""
+        self.open()
+        try:
+            with self._guarded():
+                return question(self._client)
+        except Refused as error:
+            raise Unreachable(str(error)) from error
 
     def experiment_of(self, run_id: str) -> str:
         self.open()

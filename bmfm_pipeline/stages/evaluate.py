@@ -1,9 +1,7 @@
 """Evaluate: one inference pass, controls on the same split, metrics with intervals, a report. One function per step."""
 
 import csv
-import json
 import logging
-import platform
 import shutil
 from typing import Any
 
@@ -11,22 +9,37 @@ import numpy as np
 
 from bmfm_pipeline.config import DataModuleConfig, RunConfig
 from bmfm_pipeline.data.label_ontology import read_allowed
-from bmfm_pipeline.data.splits import split_sentence
+from bmfm_pipeline.data.splits import read_split_info
 from bmfm_pipeline.errors import DataError
+from bmfm_pipeline.evaluation.calibration import Unknown, calibration_of, fitted_to, rows_of_all
 from bmfm_pipeline.evaluation.card import numbers_of_test
-from bmfm_pipeline.evaluation.controls import run_controls, which_controls
+from bmfm_pipeline.evaluation.confidences import confidences_of_model, read_confidences, write_confidences
+from bmfm_pipeline.evaluation.embedding_map import check_batch_column
+from bmfm_pipeline.evaluation.groups import (
+    check_group_column,
+    donors_not_respected,
+    groups_of_cells,
+    read_groups,
+    write_groups,
+)
 from bmfm_pipeline.evaluation.predictions import (
     read_control_predictions,
     read_predictions,
-    write_control_predictions,
     write_embeddings,
     write_predictions,
 )
-from bmfm_pipeline.evaluation.report import write_report
-from bmfm_pipeline.evaluation.several_classes import by_class, predictions_by_class
-from bmfm_pipeline.evaluation.tables import Evaluation, Settings, evaluate_predictions
+from bmfm_pipeline.evaluation.several_classes import predictions_by_class
+from bmfm_pipeline.evaluation.tables import Settings, evaluate_predictions
+from bmfm_pipeline.stages.controls_step import WITHOUT_COUNTS, notes_of_controls
+from bmfm_pipeline.stages.controls_step import controls as controls  # a step, written in its own file
+from bmfm_pipeline.stages.costs import cost_of
+from bmfm_pipeline.stages.embedding_map_step import embedding_map as embedding_map  # a step, written in its own file
+from bmfm_pipeline.stages.held_out import HeldOut, is_held_out_job
+from bmfm_pipeline.stages.held_out_scores import data_of_held_out, predictions_of_held_out, score_held_out
 from bmfm_pipeline.stages.inputs import input_folder
 from bmfm_pipeline.stages.jobs import Job
+from bmfm_pipeline.stages.masked_positions import recording, score_fields
+from bmfm_pipeline.stages.reporting import report as report  # a step, written in its own file
 from bmfm_pipeline.stages.running import Progress
 from bmfm_pipeline.stages.tracked import finish_tracking, start_tracking
 from bmfm_pipeline.storage import hash_file, read_json, write_json_atomic
@@ -34,10 +47,10 @@ from bmfm_pipeline.storage import publish as publish_artefact
 from bmfm_pipeline.training.gene_tables import with_kept_tables
 from bmfm_pipeline.training.model_card import write_card
 from bmfm_pipeline.training.prepared import PreparedData
+from bmfm_pipeline.training.temperature import read_calibration, temperatures
 
 logger = logging.getLogger(__name__)
 UNKNOWN_VALUES = "%d expression values of test cells were not among those of the training cells and were read as [UNK]"
-WITHOUT_COUNTS = "controls: the processed data holds no raw counts, so they are computed from its values (X) instead"
 
 
 def _run(job: Job) -> RunConfig:
@@ -58,7 +71,6 @@ def predict(job: Job, on_progress: Progress) -> dict[str, Any]:
     """One pass of the model over the test cells; everything after reads what is stored here."""
     from bmfm_pipeline.evaluation.inference import predict_loader
     from bmfm_pipeline.models import load_model
-    from bmfm_pipeline.objectives import build_objectives, fit_constants
     from bmfm_pipeline.training.data_module import build_data_module
 
     shutil.rmtree(job.staging, ignore_errors=True)
@@ -68,8 +80,11 @@ def predict(job: Job, on_progress: Progress) -> dict[str, Any]:
     model_folder = input_folder(job, "model")
     own = with_kept_tables(run.model_dump(mode="json")["data_module"], model_folder)
     run.data_module = DataModuleConfig.model_validate(own)
-    data = build_data_module(run, input_folder(job, "data"))
+    held = HeldOut.begin(job, run) if is_held_out_job(job) else None
+    data = build_data_module(run, input_folder(job, "data")) if held is None else data_of_held_out(held, run)
     data.setup("test")
+    check_group_column(data.prepared.store, run.evaluation.group_column)
+    check_batch_column(data.prepared.store, run.evaluation.batch_column)
     rows = data.rows["test"]
     if not len(rows):
         raise DataError(
@@ -78,83 +93,46 @@ def predict(job: Job, on_progress: Progress) -> dict[str, Any]:
     model = load_model(model_folder, source=job.inputs["model"]["uri"])
     labels = _class_names(data.prepared, run) if run.predicts_labels else {}
     trained = RunConfig.model_validate(read_json(model_folder / "run_config.json"))
-    objectives = constants = None
-    if run.predicts_fields:
-        losses = [entry for entry in trained.trainer.losses or [] if "field_name" in entry]
-        objectives = build_objectives(
-            losses, data.prepared.field_dicts(trained), [], data.prepared.token_values(trained)
-        )
-        constants = fit_constants(objectives, data.training_labels())
     total = len(rows)
     truth = data.prepared.labels(run) if labels else None
-    predictions = predict_loader(
-        model,
-        data.test_dataloader(),
-        labels,
-        truth=truth,
-        objectives=objectives,
-        constants=constants,
-        on_batch=lambda done: on_progress({"kind": "progress", "stage": "evaluate", "step": done, "max_steps": total}),
-        device="cuda" if run.task.accelerator == "gpu" else "cpu",
-        precision=run.task.precision,
-        pooling=run.trainer.pooling_method if labels else None,
-    )
+    with recording(run, trained, data, job.staging, None if held is None else held.training.folder) as fields:
+        predictions = predict_loader(
+            model,
+            data.test_dataloader(),
+            labels,
+            truth=truth,
+            fields=fields,
+            on_batch=lambda done: on_progress(
+                {"kind": "progress", "stage": "evaluate", "step": done, "max_steps": total}
+            ),
+            device="cuda" if run.task.accelerator == "gpu" else "cpu",
+            precision=run.task.precision,
+            pooling=run.trainer.pooling_method if labels else None,
+            keep_logits=True,
+        )
     if predictions.embeddings is not None:
         write_embeddings(job.staging, "test", predictions.embeddings, rows)
     if unknown := data.builder.report.values_outside_vocabulary:
         logger.warning(UNKNOWN_VALUES, unknown)
+    scales = temperatures(read_calibration(model_folder))
+    common = {}
+    if held is not None:
+        truth, common = held.truth, held.common
+        predictions_of_held_out(predictions, held, rows)
+    found = confidences_of_model(predictions, scales, truth or {}, common)
+    write_confidences(job.staging, predictions.cells, found)
+    predictions.logits = {}
     file = job.staging / "predictions.parquet"
     predictions.labels = predictions_by_class(predictions.labels, truth or {})
     write_predictions(file, predictions)
     return {"uri": str(file), "hash": hash_file(file), "summary": {"cells": len(predictions.cells)}}
 
 
-def controls(job: Job, on_progress: Progress) -> dict[str, Any]:
-    """Simple methods on the same training rows and the same test cells, from raw counts."""
-    run = _run(job)
-    prepared = PreparedData(input_folder(job, "data"))
-    file = job.staging / "controls.json"
-    names = _class_names(prepared, run) if run.predicts_labels else {}
-    if not names:
-        write_json_atomic(file, {})
-        return {"uri": str(file), "hash": hash_file(file), "summary": {}}
-    which = which_controls(run.evaluation.controls)
-    counts = prepared.store.counts
-    if counts is None:
-        logger.warning("%s", WITHOUT_COUNTS)
-        counts = prepared.store.matrix
-    model = read_predictions(job.staging / "predictions.parquet")
-    position = {name: row for row, name in enumerate(prepared.store.obs_names)}
-    test_rows = [position[cell] for cell in model.cells]
-    labels, names = by_class(prepared.labels(run), names)
-    found = run_controls(
-        counts,
-        prepared.rows("train"),
-        np.array(test_rows),
-        labels,
-        names,
-        which,
-        seed=run.seed.seed_value,
-    )
-    write_control_predictions(file, found)
-    return {"uri": str(file), "hash": hash_file(file), "summary": {"controls": ", ".join(found)}}
+def _group_column(run: RunConfig, prepared: PreparedData) -> str | None:
+    return run.evaluation.group_column or prepared.split_group
 
 
-def _groups(prepared: PreparedData, column: str | None, cells: list[str]) -> tuple[np.ndarray | None, list[str]]:
-    """(the group of each test cell where the split kept groups whole, what to say about it)."""
-    if column is None:
-        return None, []
-    store = prepared.store
-    of = dict(zip(store.obs_names, store.column(column), strict=True))
-    groups = np.array([str(of[cell]) for cell in cells], dtype=object)
-    count = len(np.unique(groups))
-    if count < 2:
-        return None, [f"intervals: all test cells have the same {column}, so they say nothing about other values of it"]
-    few = "; with so few, they are rough" if count < 10 else ""
-    return groups, [f"intervals resample whole values of {column}, of which the test cells have {count}{few}"]
-
-
-def _settings(job: Job, run: RunConfig, groups: np.ndarray | None) -> Settings:
+def _settings(job: Job, run: RunConfig, groups: np.ndarray | None, held: HeldOut | None = None) -> Settings:
     split = read_json(input_folder(job, "data") / "split.json")
     return Settings(
         method=run.task.ci_method,
@@ -163,9 +141,11 @@ def _settings(job: Job, run: RunConfig, groups: np.ndarray | None) -> Settings:
         level=run.evaluation.level,
         seed=run.seed.seed_value,
         rare_class_floor=run.evaluation.rare_class_floor,
-        split_hash=split["hash"],
+        split="test" if held is None else "held-out",
+        split_hash=split["hash"] if held is None else held.split_hash,
         groups=groups,
-        allowed=_allowed(PreparedData(input_folder(job, "data")), run),
+        stratified=run.evaluation.stratified,
+        allowed=_allowed(PreparedData(input_folder(job, "data")), run) if held is None else {},
     )
 
 
@@ -182,10 +162,25 @@ def metrics(job: Job, on_progress: Progress) -> dict[str, Any]:
     model = read_predictions(job.staging / "predictions.parquet")
     others = read_control_predictions(job.staging / "controls.json", model)
     prepared = PreparedData(input_folder(job, "data"))
-    groups, notes = _groups(prepared, prepared.split_group, model.cells)
-    evaluation = evaluate_predictions(model, others, _settings(job, run, groups))
-    evaluation.notes += notes
-    if others and prepared.store.counts is None:
+    held = HeldOut.read(job, run) if is_held_out_job(job) else None
+    column = _group_column(run, prepared)
+    groups, notes = groups_of_cells(prepared.store, column, model.cells)
+    notes += donors_not_respected(read_split_info(prepared.folder), column)
+    if groups is not None and run.evaluation.stratified:
+        notes.append(f"evaluation.stratified has no effect: whole values of {column} are resampled instead")
+    write_groups(job.staging, column, groups)
+    settings = _settings(job, run, groups, held)
+    evaluation = evaluate_predictions(model, others, settings)
+    if held is not None:
+        score_held_out(evaluation, held, model, others, settings)
+    score_fields(evaluation, job.staging, model.cells, settings)
+    fitted = read_calibration(input_folder(job, "model"))
+    evaluation.rows += rows_of_all(read_confidences(job.staging), others, fitted, settings)
+    evaluation.notes += notes + notes_of_controls(job)
+    if run.data_module.train_fraction is not None:
+        cells_of = prepared if held is None else held.training
+        evaluation.notes.append(f"{cells_of.training_sentence(run)}, for the model and its controls alike")
+    if others and (prepared if held is None else held.both).store.counts is None:
         evaluation.notes.append(WITHOUT_COUNTS)
     write_json_atomic(job.staging / "metrics.json", evaluation.rows)
     write_json_atomic(job.staging / "evaluation.json", evaluation.to_dict())
@@ -200,40 +195,22 @@ def metrics(job: Job, on_progress: Progress) -> dict[str, Any]:
     return {"uri": str(file), "hash": hash_file(file), "summary": {"verdicts": evaluation.verdicts}, "table": table}
 
 
-def report(job: Job, on_progress: Progress) -> dict[str, Any]:
-    """report.html, self-contained."""
-    from bmfm_pipeline.tracking import redact
-
+def calibration(job: Job, on_progress: Progress) -> dict[str, Any]:
+    """Whether the model's confidence can be believed, and what calling unsure cells unknown would do."""
     run = _run(job)
-    evaluation = Evaluation(**read_json(job.staging / "evaluation.json"))
-    data, model = input_folder(job, "data"), input_folder(job, "model")
-    trained = read_json(model / "run_config.json")
-    split = read_json(data / "split.json")
-    facts = {
-        "dataset": job.name,
-        "model": job.inputs["model"]["uri"],
-        "data": job.inputs["data"]["uri"],
-        "split": ", ".join(f"{name} {count}" for name, count in split["counts"].items())
-        + f" cells; {split_sentence(split)} (hash {split['hash'][:16]})",
-        "seed": run.seed.seed_value,
-        "interval": f"{run.task.ci_method}, level {run.evaluation.level}",
-        "hardware": f"{platform.processor() or platform.machine()}, {run.task.accelerator}, precision {run.task.precision}",
-        "preset": trained.get("preset_used") or "none",
-        "key": job.key,
+    found, fitted = read_confidences(job.staging), read_calibration(input_folder(job, "model"))
+    held = HeldOut.read(job, run) if is_held_out_job(job) else None
+    settings = _settings(job, run, read_groups(job.staging)[1], held)
+    unknown = Unknown(run.evaluation.unknown_threshold, run.evaluation.unknown_target_accuracy)
+    result = {
+        target: entry
+        for target, ways in found.items()
+        if (entry := calibration_of(ways, fitted_to(target, fitted), settings, unknown))
     }
-    preprocessing = read_json(data / "report.json").get("steps", []) if (data / "report.json").exists() else []
-    file = job.staging / "report.html"
-    write_report(
-        file,
-        evaluation,
-        title=f"{job.name}: evaluation",
-        facts=facts,
-        notes=[*trained.get("notes", []), *run.notes],
-        history=model / "history.jsonl",
-        preprocessing=preprocessing,
-        config=redact(json.loads(json.dumps(job.config))),
-    )
-    return {"uri": str(file), "hash": hash_file(file)}
+    file = job.staging / "calibration.json"
+    write_json_atomic(file, result)
+    said = [f"{target}: {entry['sentence']}" for target, entry in result.items()]
+    return {"uri": str(file), "hash": hash_file(file), "summary": {"calibration": said} if said else {}}
 
 
 def publish(job: Job, on_progress: Progress) -> dict[str, Any]:
@@ -255,7 +232,20 @@ def publish(job: Job, on_progress: Progress) -> dict[str, Any]:
         config=job.view,
         code_version=job.code,
         summary={"name": job.name, **headline},
+        cost=cost_of(job),
     )
-    links = finish_tracking(job, artefact, files=["metrics.json", "metrics.csv", "report.html", "README.md"])
+    links = finish_tracking(
+        job,
+        artefact,
+        files=[
+            "metrics.json",
+            "metrics.csv",
+            "calibration.json",
+            "gene_errors.csv",
+            "report.html",
+            "report.md",
+            "README.md",
+        ],
+    )
     links["Report"] = artefact.file("report.html")
     return {"uri": artefact.uri, "hash": artefact.hash, "summary": artefact.summary, "links": links}

@@ -13,6 +13,7 @@ from bmfm_pipeline.storage import (
     Artefact,
     Workspace,
     disk_errors,
+    is_remote,
     list_artefacts,
     load_artefact,
     read_json,
@@ -21,7 +22,9 @@ from bmfm_pipeline.storage import (
     write_json_atomic,
 )
 
-FILES = ("config.json", "bmfm.json", "label_dict.json", "transforms.json", "training.json", "preprocessing.json")
+FILES = (
+    "config.json", "bmfm.json", "label_dict.json", "transforms.json", "calibration.json", "training.json", "preprocessing.json",
+)  # fmt: skip
 FOLDERS = ("tokenizers", "gene_tables", "adapter")
 # What a licence is called on Hugging Face, such as apache-2.0 or cc-by-4.0.
 _LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
@@ -45,6 +48,10 @@ def export_folder(
     if license is not None and not _LICENCE.fullmatch(license):
         raise ConfigError(
             f"--license {license}: a licence is named by its short name in small letters, such as apache-2.0, mit or cc-by-4.0"
+        )
+    if is_remote(output):
+        raise ConfigError(
+            f"--output {strip_userinfo(str(output))}: the folder is written on this machine; name a local one, and copy it from there"
         )
     artefact = _model(model)
     tested = _evaluation(evaluation, artefact, Workspace(workspace))
@@ -84,7 +91,10 @@ def _model(uri: str) -> Artefact:
 def _evaluation(uri: str | None, model: Artefact, workspace: Workspace) -> Artefact | None:
     if uri is None:
         found = (
-            one for one in list_artefacts(workspace, "evaluate") if one.inputs.get("model", {}).get("id") == model.key
+            one
+            for one in list_artefacts(workspace, "evaluate")
+            # On its own test cells: other data are named, with --evaluation.
+            if one.inputs.get("model", {}).get("id") == model.key and "training_data" not in one.inputs
         )
         return next(found, None)
     artefact = load_artefact(uri)

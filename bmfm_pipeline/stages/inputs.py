@@ -149,13 +149,7 @@ def _existing(uri: str, processed: bool = False, hint: str = "") -> Source:
 
 def source_inputs(run, workspace: Workspace) -> dict[str, dict[str, Any]]:
     """The inputs of preprocessing by role, each with the hash of its content."""
-    source = find_source(run)
-    if source.builder:
-        inputs = {"source": {"id": _builder_hash(source.builder), "uri": source.uri}}
-    elif source.files:
-        inputs = {"source": _files_input(source, workspace)}
-    else:
-        inputs = {"source": {"id": content_hash(source.uri, workspace.memo), "uri": strip_userinfo(source.uri)}}
+    inputs = {"source": cells_input(run, workspace)}
     if folder := _tokenizer_folder(run):
         path = require_path(folder, "tokenizer")
         if not exists(path):
@@ -166,6 +160,16 @@ def source_inputs(run, workspace: Workspace) -> dict[str, dict[str, Any]]:
     inputs |= _step_inputs(run, workspace)
     inputs |= ontology_inputs(run, workspace.memo)
     return {**inputs, **split_input(run, workspace), **label_input(run), **gene_inputs(run, workspace.memo)}
+
+
+def cells_input(run, workspace: Workspace) -> dict[str, Any]:
+    """The file or files that hold the cells of a run, as an input."""
+    source = find_source(run)
+    if source.builder:
+        return {"id": _builder_hash(source.builder), "uri": source.uri}
+    if source.files:
+        return _files_input(source, workspace)
+    return {"id": content_hash(source.uri, workspace.memo), "uri": strip_userinfo(source.uri)}
 
 
 def _files_input(source: Source, workspace: Workspace) -> dict[str, Any]:

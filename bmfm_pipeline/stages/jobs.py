@@ -20,14 +20,20 @@ STEPS: dict[str, tuple[str, ...]] = {
     "preprocess": ("check", "split", "label_dictionary", "vocabulary", "transform", "publish"),
     "pretrain": ("prepare", "train", "publish"),
     "finetune": ("prepare", "train", "publish"),
-    "evaluate": ("predict", "controls", "metrics", "report", "publish"),
+    "evaluate": ("predict", "controls", "metrics", "calibration", "embedding_map", "report", "publish"),
+    "interpret": ("attribute", "table", "report", "publish"),
+    "study": ("summarise", "publish"),
 }
+# Stages that are not part of the chain: they read what it has made, when asked.
+ASIDE = ("interpret",)
 # The module that does the work of a stage: its transitive imports are the stage's code version.
 STAGE_MODULES = {
     "preprocess": "bmfm_pipeline.stages.preprocess",
     "pretrain": "bmfm_pipeline.stages.train",
     "finetune": "bmfm_pipeline.stages.train",
     "evaluate": "bmfm_pipeline.stages.evaluate",
+    "interpret": "bmfm_pipeline.stages.interpret",
+    "study": "bmfm_pipeline.stages.study",
 }
 KEY_LENGTH = 32
 SHOWN = 5
@@ -39,7 +45,8 @@ class Job:
 
     `config` is the whole resolved configuration, `view` the part of it that enters the key. `cached` tells whether a valid
     artefact of this key exists; `reason` says in words why the stage would run, or that it would not.
-    `context` (MLflow parent run, Prefect run) is carried along and never enters the key.
+    `context` (MLflow parent run, Prefect run) is carried along and never enters the key; nor does `variant`, which names a second job of
+    a stage that runs beside the chain's.
     """
 
     stage: str
@@ -53,6 +60,12 @@ class Job:
     cached: bool = False
     reason: str = ""
     context: dict[str, str] = field(default_factory=dict)
+    variant: str = ""
+
+    @property
+    def title(self) -> str:
+        """The stage, with the variant behind it: what results of several jobs are told apart by."""
+        return f"{self.stage}_{self.variant}" if self.variant else self.stage
 
     @property
     def place(self) -> Workspace:
@@ -104,12 +117,13 @@ def make_job(
     config: dict[str, Any],
     view: dict[str, Any],
     inputs: dict[str, dict[str, Any]],
+    variant: str = "",
 ) -> Job:
     """The job whose key is the hash of its inputs' ids, the config that matters and the code that would run."""
     code = code_version(STAGE_MODULES[stage])
     ids = {role: entry["id"] for role, entry in inputs.items()}
     key = hash_json({"stage": stage, "inputs": ids, "config": view, "code": code})[:KEY_LENGTH]
-    job = Job(stage, name, key, workspace.uri, config, view, inputs, code)
+    job = Job(stage, name, key, workspace.uri, config, view, inputs, code, variant=variant)
     cached = job.artefact() is not None
     reason = "a valid artefact exists" if cached else _why_it_runs(job, workspace)
     return Job(**{**job.__dict__, "cached": cached, "reason": reason})
@@ -118,10 +132,12 @@ def make_job(
 def _why_it_runs(job: Job, workspace: Workspace) -> str:
     """Compare with the newest artefact of the same stage and name: which input, config line or code made it differ."""
     earlier = [
-        artefact for artefact in list_artefacts(workspace, job.stage) if artefact.summary.get("name") == job.name
+        artefact
+        for artefact in list_artefacts(workspace, job.stage)
+        if artefact.summary.get("name") == job.name and artefact.summary.get("variant", "") == job.variant
     ]
     if not earlier:
-        return f"no {job.stage} artefact of {job.name} yet"
+        return f"no {job.title} artefact of {job.name} yet"
     if any(artefact.key == job.key for artefact in earlier):
         return "its artefact is incomplete or damaged and will be rebuilt"
     newest = earlier[0]

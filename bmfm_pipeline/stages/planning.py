@@ -9,12 +9,24 @@ from typing import Any
 from bmfm_pipeline.config import RunConfig, compose, find_accelerator, list_entries, settle_execution
 from bmfm_pipeline.errors import ConfigError, DataError, did_you_mean
 from bmfm_pipeline.stages.checkpoint_fields import with_fields_of, with_static_vocabularies
+from bmfm_pipeline.stages.controls_plan import asks_for_it, refuse_foreign, twin_of_artefact, untrained_twin
+from bmfm_pipeline.stages.held_out_plan import (
+    TRAINING,
+    held_out_inputs,
+    is_held_out,
+    look_at_labels,
+    plan_data,
+    refuse_held_out_keys,
+    says_how_to_read,
+    trained_run,
+    write_mapping_template,
+)
 from bmfm_pipeline.stages.inputs import embedding_inputs, source_inputs, table_inputs
-from bmfm_pipeline.stages.jobs import STAGES, Job, make_job
+from bmfm_pipeline.stages.jobs import ASIDE, STAGES, Job, make_job
 from bmfm_pipeline.stages.labels import says_nothing_new
 from bmfm_pipeline.stages.models import CheckpointSource, find_checkpoint, with_policy, with_tokenizer_of
 from bmfm_pipeline.stages.source_files import holds_h5ad, name_of_data
-from bmfm_pipeline.storage import Workspace, is_pattern, is_remote, load_artefact, read_json
+from bmfm_pipeline.storage import Artefact, Workspace, is_pattern, is_remote, load_artefact, read_json
 
 logger = logging.getLogger(__name__)
 DEFAULT_CONFIGS = {
@@ -23,6 +35,7 @@ DEFAULT_CONFIGS = {
     "finetune": "fine_tune_train_config",
     "evaluate": "test_config",
     "predict": "predict_config",
+    "interpret": "interpret_config",
 }
 
 
@@ -112,6 +125,9 @@ def _plan_training(
             f"{stage}: trainer.lora_config adapts pretrained weights, and model.checkpoint is null; name a model there, or, with "
             "`bmfm run`, say finetune.trainer.lora_config=... to adapt the model that the chain has pretrained"
         )
+    if stage == "pretrain" and run.data_module.train_fraction is not None:
+        # No label is read, and one pretrained model serves every share of the labelled cells.
+        run = run.model_copy(update={"data_module": run.data_module.model_copy(update={"train_fraction": None})})
     run = with_fields_of(run, checkpoint)
     inputs = {"data": data.as_input(), **embedding_inputs(run, workspace), **table_inputs(run, workspace)}
     run = with_policy(run, stage, checkpoint)
@@ -130,6 +146,8 @@ def _plan_evaluation(
         "evaluation": test.model_dump(mode="json")["evaluation"],
     }
     run = RunConfig.model_validate(merged)
+    if TRAINING not in inputs:
+        refuse_held_out_keys(run)
     return make_job("evaluate", name, workspace, run.model_dump(mode="json"), run.key_view("evaluate"), inputs)
 
 
@@ -146,11 +164,15 @@ def plan_stage(
     """The jobs that end in `stage`, in the order they run: a stage started alone finds or makes what it needs.
 
     pretrain and finetune need preprocessed data; evaluate needs the model that task.checkpoint names, or, with a target, the
-    fine-tuned model of the whole chain.
+    fine-tuned model of the whole chain; interpret likewise.
     """
-    if stage not in STAGES:
-        raise ConfigError(f"unknown stage '{stage}'; stages are {', '.join(STAGES)}")
+    if stage not in (*STAGES, *ASIDE):
+        raise ConfigError(f"unknown stage '{stage}'; stages are {', '.join((*STAGES, *ASIDE))}")
     place = Workspace(workspace)
+    if stage == "interpret":
+        from bmfm_pipeline.stages.interpret_planning import plan_interpretation
+
+        return plan_interpretation(target, config_name, config_dir, overrides, label, place)
     if stage == "evaluate":
         return _plan_evaluate_stage(target, config_name, config_dir, overrides, label, place)
     run = compose_stage(stage, target, config_name=config_name, config_dir=config_dir, overrides=overrides, label=label)
@@ -163,12 +185,7 @@ def plan_stage(
 
 
 def _plan_evaluate_stage(target, config_name, config_dir, overrides, label, place: Workspace) -> list[Job]:
-    test_overrides = [word for word in overrides if _belongs(word, "evaluate")]
-    test = settled(
-        compose(
-            config_name or DEFAULT_CONFIGS["evaluate"], [*target_overrides(target, label), *test_overrides], config_dir
-        )
-    )
+    test = compose_test(target, config_name, config_dir, overrides, label)
     named = getattr(test.task, "checkpoint", None)
     if not named:
         if target is None:
@@ -179,15 +196,69 @@ def _plan_evaluate_stage(target, config_name, config_dir, overrides, label, plac
     source = find_checkpoint(named, place, run_name(test), stage="finetune")
     if not source.artefact:
         return _plan_evaluation_elsewhere(test, source, overrides, place)
-    if strangers := [word for word in overrides if not _belongs(word, "evaluate")]:
+    model = load_artefact(source.artefact)
+    held_out = target is not None and is_held_out(test, model, place)
+    known = [word for word in overrides if held_out and says_how_to_read(word)]
+    if strangers := [word for word in overrides if word not in known and not _belongs(word, "evaluate")]:
         raise ConfigError(
             f"evaluate: {', '.join(strangers)} cannot be changed for a model that is trained already: fields, data and sizes are "
             "those it was trained with; task.*, evaluation.* and seed.* can be set"
         )
-    model = load_artefact(source.artefact)
+    if held_out:
+        return _plan_evaluation_on_held_out(test, source, model, place)
     trained = read_json(model.local_file("run_config.json"))
     inputs = {"model": source.as_input(), "data": model.inputs["data"]}
-    return [_plan_evaluation(test, trained, model.summary.get("name", run_name(test)), place, inputs)]
+    twins = [twin_of_artefact(model, place)] if asks_for_it(test) else []
+    inputs |= {twin.variant: twin.as_input() for twin in twins}
+    return [*twins, _plan_evaluation(test, trained, model.summary.get("name", run_name(test)), place, inputs)]
+
+
+def compose_test(target, config_name, config_dir, overrides, label) -> RunConfig:
+    """The settings of an evaluation, and where the cells lie that it names."""
+    own = [word for word in overrides if _belongs(word, "evaluate") or says_how_to_read(word)]
+    base = config_name or DEFAULT_CONFIGS["evaluate"]
+    return settled(compose(base, [*target_overrides(target, label), *own], config_dir))
+
+
+def write_label_mapping(
+    file: str,
+    target: str | None,
+    *,
+    config_name: str | None = None,
+    config_dir: str | None = None,
+    overrides: Sequence[str] = (),
+    label: str | None = None,
+    workspace: str | None = None,
+) -> dict[str, Any]:
+    """Write the labels of `target` as a mapping to fill in for the model that task.checkpoint names: {file, labels, to_fill_in,
+    model_classes}."""
+    place = Workspace(workspace)
+    test = compose_test(target, config_name, config_dir, overrides, label)
+    named = getattr(test.task, "checkpoint", None)
+    if target is None or not named:
+        raise ConfigError("--write-label-mapping: name the other data, and the model with task.checkpoint=MODEL")
+    source = find_checkpoint(named, place, run_name(test), stage="finetune")
+    if not source.artefact:
+        raise ConfigError(
+            f"--write-label-mapping: {source.uri} was trained elsewhere; a model of a workspace is needed"
+        )
+    test = test.model_copy(update={"evaluation": test.evaluation.model_copy(update={"label_mapping": None})})
+    return write_mapping_template(test, load_artefact(source.artefact), file)
+
+
+def _plan_evaluation_on_held_out(
+    test: RunConfig, source: CheckpointSource, model: Artefact, place: Workspace
+) -> list[Job]:
+    """Test a model of the workspace on data that it does not come from. Labels are looked at here, before anything is computed."""
+    values, pairs = trained_run(test, model)
+    settings = test.evaluation.model_copy(update={"label_from": pairs or None})
+    test = test.model_copy(update={"evaluation": settings})
+    data = plan_data(test, model, run_name(test), place)
+    inputs = {"model": source.as_input(), "data": data.as_input(), **held_out_inputs(test, model, place)}
+    job = _plan_evaluation(test, values, data.name, place, inputs)
+    if not job.cached:
+        look_at_labels(test, model)
+    return [data, job]
 
 
 def _plan_evaluation_elsewhere(
@@ -197,6 +268,8 @@ def _plan_evaluation_elsewhere(
     from bmfm_pipeline.models import model_folder
     from bmfm_pipeline.stages.prediction_settings import run_of_model
 
+    if asks_for_it(test):
+        refuse_foreign(source.uri)
     folder = model_folder(source.uri)
     run = run_of_model(folder, test, [word for word in overrides if not _belongs(word, "evaluate")])
     run.note("the model was trained elsewhere: whether it has seen the cells it is tested on is not known")
@@ -215,14 +288,15 @@ def plan_pipeline(
     workspace: str | None = None,
     controls: str | None = None,
 ) -> list[Job]:
-    """preprocess, pretrain, finetune, evaluate on `target`, in order, each fed by the ones before.
+    """preprocess, pretrain, finetune, evaluate on `target`, in order, each fed by the ones before; a second finetune where the controls
+    name no_pretrain.
 
     Overrides of `task.*` go to the stages whose task has that key; `pretrain.KEY=VALUE` (or another stage's name in front)
     reaches that stage alone. A dataset without label columns is pretrained and its masked predictions are evaluated.
     """
     place = Workspace(workspace)
     if controls is not None:
-        overrides = [*overrides, f"evaluate.evaluation.controls={controls}"]
+        overrides = [*overrides, f"evaluate.evaluation.controls={json.dumps(controls)}"]
 
     def composed(stage: str) -> RunConfig:
         return compose_stage(stage, target, overrides=stage_overrides(stage, overrides), label=label)
@@ -235,13 +309,20 @@ def plan_pipeline(
     pretrain_run = pretrain_run.model_copy(update={"tokenizer": finetune_run.tokenizer})
     pretrain = _plan_training("pretrain", pretrain_run, place, data, before)
     if not finetune_run.label_columns:
+        if asks_for_it(test_run):
+            raise ConfigError(
+                "evaluation.controls: no_pretrain compares fine-tuned models, and these cells have no label column to learn; name one with "
+                "label=COLUMN, or leave it out"
+            )
         inputs = {"model": pretrain.as_input(), "data": data.as_input()}
         return [data, pretrain, _plan_evaluation(test_run, pretrain.config, data.name, place, inputs)]
     start = named or pretrain
     finetune = _plan_training("finetune", finetune_run, place, data, start)
+    twins = [untrained_twin(finetune, start)] if asks_for_it(test_run) else []
     inputs = {"model": finetune.as_input(), "data": data.as_input()}
+    inputs |= {twin.variant: twin.as_input() for twin in twins}
     evaluate = _plan_evaluation(test_run, finetune.config, data.name, place, inputs)
-    return [data, pretrain, finetune, evaluate]
+    return [data, pretrain, finetune, *twins, evaluate]
 
 
 def _with_its_tokenizer(

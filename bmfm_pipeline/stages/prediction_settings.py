@@ -84,10 +84,11 @@ def run_of_model(folder: Path, test: RunConfig, words: Sequence[str] = ()) -> Ru
         own[name] = (
             merge_settings(places[name], asked.get(name, {})) if isinstance(places[name], dict) else places[name]
         )
+    own["train_fraction"] = asked.get("train_fraction")  # that of the model was a share of other cells
     own["dataset_kwargs"]["label_dict_path"] = str(folder / "label_dict.json")
     tokenizer = stored["tokenizer"] | {"identifier": str(folder / "tokenizers")}
     values = stored | {"data_module": own, "tokenizer": tokenizer, "dataset": test.dataset, "notes": []}
-    _keep_labels(values, [column.label_column_name for column in test.label_columns])
+    keep_labels(values, [column.label_column_name for column in test.label_columns])
     try:
         run = RunConfig.model_validate(values)
     except ValidationError as error:
@@ -98,7 +99,7 @@ def run_of_model(folder: Path, test: RunConfig, words: Sequence[str] = ()) -> Ru
     return run
 
 
-def _keep_labels(values: dict[str, Any], asked: list[str]) -> None:
+def keep_labels(values: dict[str, Any], asked: list[str]) -> None:
     """Of the model's label columns those that are asked for, all where none is, in place. Raises ConfigError where it has none of them."""
     if not asked or not values["label_columns"]:
         return

@@ -14,6 +14,8 @@ from bmfm_pipeline.data.sources import check_source, open_several, open_source
 from bmfm_pipeline.data.splits import read_split
 from bmfm_pipeline.data.transforms import Chain, build_chain
 from bmfm_pipeline.errors import StorageError
+from bmfm_pipeline.stages.costs import cost_of
+from bmfm_pipeline.stages.fitted_chain import chain_of_model, check_for_model, is_for_model
 from bmfm_pipeline.stages.gene_names import chain_steps, check_gene_names, merges_genes, write_gene_report
 from bmfm_pipeline.stages.gene_tables import local_gene_table
 from bmfm_pipeline.stages.inputs import find_source
@@ -92,7 +94,7 @@ def check(job: Job, on_progress: Progress) -> dict[str, Any]:
     start_tracking(job)
     run = RunConfig.model_validate(job.config)
     source, files = find_source(run), None
-    chain = _chain(run, source)  # names and arguments of the steps
+    chain = _chain(job, run, source)  # names and arguments of the steps
     if source.files:
         files = look_at_files(
             run,
@@ -101,11 +103,13 @@ def check(job: Job, on_progress: Progress) -> dict[str, Any]:
             source.place,
             job.run_dir / "source",
             _counts_needed(run, source),
+            chain if is_for_model(job) else None,
         )
         cells = files.cells
     else:
         run, source, cells = _open(job)
-    chain.look_at(cells)
+    if not is_for_model(job):
+        chain.look_at(cells)
     stratify, fewest = stratified_classes(resolve_split(run))
     report = check_source(
         cells,
@@ -116,6 +120,7 @@ def check(job: Job, on_progress: Progress) -> dict[str, Any]:
         duplicate_genes="sum" if merges_genes(chain) else run.data_module.transform_kwargs.duplicate_genes,
         values=None if files is None else files.values,
     )
+    check_for_model(job, run, chain, cells)
     genes = check_gene_names(run, chain, cells, report.pop("gene_totals"), job.inputs)
     if files is not None:
         files.finish(genes, job.staging)
@@ -168,8 +173,11 @@ def label_dictionary(job: Job, on_progress: Progress) -> dict[str, Any]:
 def vocabulary(job: Job, on_progress: Progress) -> dict[str, Any]:
     """Fix the token ids of genes and binned expressions: built from the training rows, or copied from a tokenizer folder."""
     run, source, cells = _open(job)
-    chain = _chain(run, source)
-    genes = chain.vocabulary_genes(cells, _fit_rows(job, run))
+    chain = _chain(job, run, source)
+    if is_for_model(job):
+        genes = chain.fitted_genes(cells.var_names)
+    else:
+        genes = chain.vocabulary_genes(cells, _fit_rows(job, run))
     write_json_atomic(job.staging / "transforms.json", chain.to_json())
     vocabularies, summary = make_vocabularies(run, genes, chain.n_values, _fixed(run, chain))
     if summary["unknown"]:
@@ -187,7 +195,9 @@ def _fixed(run: RunConfig, chain):
     return fixed_vocabularies(run, chain.n_values, table=local_gene_table(run))
 
 
-def _chain(run: RunConfig, source):
+def _chain(job: Job, run: RunConfig, source):
+    if is_for_model(job):
+        return chain_of_model(job)
     return build_chain([] if source.processed else chain_steps(run))
 
 
@@ -206,7 +216,9 @@ def transform(job: Job, on_progress: Progress) -> dict[str, Any]:
     column = read_json(job.staging / "split.json")["column"]
     file = job.staging / "processed.h5ad"
     keep_counts = _counts_needed(run, source)
-    report = chain.run(cells, None, file, {column: assigned}, keep_counts=keep_counts, fitted=True)
+    report = chain.run(
+        cells, None, file, {column: assigned}, keep_counts=keep_counts, fitted=True, row_filters=not is_for_model(job)
+    )
     for step, count in report.dropped_cells.items():
         logger.warning("%d of %d cells were dropped by %s", count, cells.n_cells, step)
     complete_vocabularies(run, job.staging, column)
@@ -253,6 +265,7 @@ def publish(job: Job, on_progress: Progress) -> dict[str, Any]:
         config=job.view,
         code_version=job.code,
         summary=summary,
+        cost=cost_of(job),
     )
     copies = place_copies(run, artefact.local())
     shutil.rmtree(job.run_dir / "source", ignore_errors=True)

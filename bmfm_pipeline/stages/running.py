@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bmfm_pipeline.errors import ConfigError
+from bmfm_pipeline.stages.costs import measured
 from bmfm_pipeline.stages.jobs import STAGE_MODULES, STEPS, Job
 from bmfm_pipeline.storage import disk_errors, exclusive, read_json, write_json_atomic
 
@@ -30,7 +31,7 @@ def run_step(job_file: str, step: str, on_progress: Progress | None = None) -> d
         function = getattr(importlib.import_module(STAGE_MODULES[job.stage]), step)
         result = {"uri": "", "hash": "", "summary": {}, "table": [], "links": {}}
         try:
-            with disk_errors(job.run_dir):
+            with disk_errors(job.run_dir), measured(job, step):
                 result.update(function(job, on_progress or (lambda event: None)))
         except BaseException as error:
             from bmfm_pipeline.stages.tracked import fail_tracking

@@ -106,15 +106,22 @@ class CheckedFiles:
 
 
 def look_at_files(
-    run: RunConfig, files: Mapping[str, Path], inputs: dict[str, Any], place: str, scratch: Path, need_counts: bool
+    run: RunConfig,
+    files: Mapping[str, Path],
+    inputs: dict[str, Any],
+    place: str,
+    scratch: Path,
+    need_counts: bool,
+    fitted: Chain | None = None,
 ) -> CheckedFiles:
     """Check every file of {name: path} alone and join those that can be used; `place` is what all are called.
 
+    `fitted`: the chain of the model that cells are prepared for, in place of the config's.
     Raises DataError that lists the files set aside when they are more than the share that the config allows. With one file its
     own error is raised.
     """
     settings = run.data_module.transform_kwargs
-    chain = build_chain(chain_steps(run))
+    chain = fitted or build_chain(chain_steps(run))
     reports = _GeneReports(chain, *compared_with(run))
     stays: dict[str, CellSource] = {}
     rows, aside, totals = [], [], []
@@ -125,6 +132,8 @@ def look_at_files(
         try:
             cells = open_source(path, settings.layer, settings.duplicate_genes, scratch)
             row |= {"cells": cells.n_cells, "genes": cells.n_genes}
+            if fitted is None:
+                _show_tables(cells, chain)
             found = _look_at(run, cells, chain, need_counts)
             if len(files) == 1:
                 check_gene_names(run, chain, cells, found["gene_totals"], inputs)
@@ -178,11 +187,14 @@ class _GeneReports:
         return repr([getattr(step, "map_", None) for _, step in self.chain.steps])
 
 
-def _look_at(run: RunConfig, cells: CellSource, chain: Chain, need_counts: bool) -> dict[str, Any]:
-    """What check_source finds in one file."""
+def _show_tables(cells: CellSource, chain: Chain) -> None:
     for _, step in chain.steps:
         if step.gives_names:
             step.look_at(cells)
+
+
+def _look_at(run: RunConfig, cells: CellSource, chain: Chain, need_counts: bool) -> dict[str, Any]:
+    """What check_source finds in one file."""
     merges = merges_genes(chain)
     duplicates = "sum" if merges else run.data_module.transform_kwargs.duplicate_genes
     return check_source(cells, need_counts=need_counts, duplicate_genes=duplicates)

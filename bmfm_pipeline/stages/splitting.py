@@ -3,6 +3,8 @@
 import logging
 from typing import Any
 
+import pandas as pd
+
 from bmfm_pipeline.config.splits import PLACE, SplitPlan
 from bmfm_pipeline.data.splits import (
     Split,
@@ -13,6 +15,7 @@ from bmfm_pipeline.data.splits import (
     split_sentence,
     write_split,
 )
+from bmfm_pipeline.stages.fitted_chain import is_for_model
 from bmfm_pipeline.stages.jobs import Job
 from bmfm_pipeline.stages.splits import refuse_other_split
 from bmfm_pipeline.storage import exists, localise, read_json
@@ -41,7 +44,10 @@ def make_and_record(job: Job, plan: SplitPlan, obs, labels: list[str]) -> tuple[
         if plan.method == "reuse" and exists(beside):
             known = read_json(localise(beside))
             earlier = {"made_as": {name: value for name, value in known.items() if name not in ("counts_by", "groups")}}
-    split = assign_split(obs, plan, given)
+    if is_for_model(job):  # cells to test a model on, and to learn nothing from
+        split = Split(pd.Series("test", index=obs.index, dtype=object))
+    else:
+        split = assign_split(obs, plan, given)
     classes = [name for name in dict.fromkeys([*labels, plan.stratify, plan.classes]) if name]
     details = describe_split(obs, split.assigned, classes, plan.group)
     notes = split.notes | _noticed(plan, split, details)

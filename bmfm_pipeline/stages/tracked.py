@@ -37,10 +37,13 @@ def start_tracking(job: Job) -> None:
         "prefect.flow_run_id": job.context.get("prefect_flow_run_id", ""),
         "prefect.flow_run_url": job.context.get("prefect_flow_run_url", ""),
     }
+    if job.stage in ("finetune", "evaluate"):
+        tags["bmfm.seed"] = str(job.config["seed"]["seed_value"])
+        tags["bmfm.train_fraction"] = f"{job.config['data_module'].get('train_fraction') or 1:g}"
     tracker = StageTracker(
         tracking_uri(state_dir),
         EXPERIMENT,
-        f"{job.stage}-{job.name}",
+        f"{job.title}-{job.name}",
         parent_run_id=job.context.get("mlflow_parent_run_id") or None,
         tags={name: value for name, value in tags.items() if value},
         state_dir=state_dir,
@@ -69,6 +72,13 @@ def log_progress(job: Job, event: dict[str, Any]) -> None:
         tracker.log_metrics(values, step=event["step"])
     elif event["kind"] == "validation":
         tracker.log_metrics(event["metrics"], step=event["step"])
+
+
+def log_curve(job: Job, curve: list[tuple[int, dict[str, float]]]) -> None:
+    """Metrics by step of a stage's run, such as scores by percent of the training cells."""
+    tracker = _tracker(job)
+    for step, values in curve if tracker is not None else ():
+        tracker.log_metrics(values, step=step)
 
 
 def finish_tracking(

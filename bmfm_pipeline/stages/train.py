@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bmfm_pipeline.config import RunConfig
+from bmfm_pipeline.stages.costs import cost_of
 from bmfm_pipeline.stages.inputs import input_folder
 from bmfm_pipeline.stages.jobs import Job
 from bmfm_pipeline.stages.running import Progress, step_result
@@ -115,10 +116,16 @@ def publish(job: Job, on_progress: Progress) -> dict[str, Any]:
         inputs=job.inputs,
         config=job.view,
         code_version=job.code,
-        summary={"name": job.name, **trained["summary"], **_taken_over(staging / "loading_report.json")},
+        summary={
+            "name": job.name,
+            **({"variant": job.variant} if job.variant else {}),
+            **trained["summary"],
+            **_taken_over(staging / "loading_report.json"),
+        },
+        cost=cost_of(job),
     )
     folder = artefact.local()
-    files = ["loading_report.json", "config.json", "label_dict.json", "README.md"]
+    files = ["loading_report.json", "config.json", "label_dict.json", "calibration.json", "README.md"]
     weights = {name: entry["bytes"] for name, entry in artefact.files.items() if name.endswith(".safetensors")}
     if sum(weights.values()) <= MOST_BYTES_IN_MLFLOW:
         files += weights

@@ -38,17 +38,20 @@ def test_every_cell_has_a_row_in_the_order_of_the_input(finished, predicted):
     cells = anndata.read_h5ad(finished.file).obs_names.tolist()
     labels, probabilities, embeddings = tables(output)
     assert [table.index.tolist() for table in (labels, probabilities, embeddings)] == [cells] * 3
-    assert list(labels.columns) == ["celltype", "reason"] and embeddings.shape == (700, 32)
+    assert list(labels.columns) == ["celltype", "reason", "celltype_confidence"] and embeddings.shape == (700, 32)
     assert summary["cells"] == 700 and summary["unusable"] == 0
     assert np.allclose(probabilities.sum(axis=1), 1, atol=1e-4)
     assert (probabilities.idxmax(axis=1).str.removeprefix("celltype_") == labels["celltype"]).all()
+    assert np.allclose(probabilities.max(axis=1), labels["celltype_confidence"], atol=1e-6)
 
 
 def test_predictions_are_those_of_the_evaluation(finished, predicted):
     stored = pd.read_parquet(Path(finished.artefacts["evaluate"]) / "predictions.parquet").set_index("cell")
-    labels, probabilities, _ = tables(predicted[1])
+    labels = tables(predicted[1])[0]
     assert (labels.loc[stored.index, "celltype"] == stored["celltype_predicted"]).all()
-    own = probabilities.loc[stored.index].to_numpy()
+    logits = pd.read_csv(predicted[1] / "logits.csv", index_col=0).loc[stored.index].to_numpy()
+    own = np.exp(logits - logits.max(axis=1, keepdims=True))
+    own /= own.sum(axis=1, keepdims=True)  # those of predict are calibrated
     assert np.abs(own - np.stack(stored["celltype_probabilities"])).max() < 1e-3  # stored as float16
 
 
@@ -112,7 +115,7 @@ def test_a_full_disk_leaves_the_earlier_files(finished, predicted, tmp_path):
     output = tmp_path / "out"
     model = finished.artefacts["finetune"]
     predict_file(model, str(finished.file), output)
-    before = {name: (output / name).read_bytes() for name in os.listdir(output)}
+    before = {path.name: path.read_bytes() for path in output.glob("*.csv")}
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
     try:
@@ -120,7 +123,8 @@ def test_a_full_disk_leaves_the_earlier_files(finished, predicted, tmp_path):
             predict_file(model, str(finished.file), output)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert {name: (output / name).read_bytes() for name in os.listdir(output)} == before
+    assert {path.name: path.read_bytes() for path in output.glob("*.csv")} == before
+    assert {name for name in os.listdir(output) if not name.startswith(".")} == set(before)
 
 
 def test_the_command_prints_where_and_how_many(finished, tmp_path, capsys):
@@ -135,8 +139,10 @@ def test_the_command_prints_where_and_how_many(finished, tmp_path, capsys):
 def test_a_config_with_a_predict_task_predicts(finished, tmp_path, monkeypatch):
     arguments = ["-cn", "predict_config", f"task.checkpoint={finished.artefacts['finetune']}"]
     arguments += [f"data_module.transform_kwargs.source_h5ad_file_name={finished.file}"]
+    arguments += ["++trainer.pooling_method=[mean_pooling,first_token]"]
     assert cli.seed_main([*arguments, f"task.default_root_dir={tmp_path / 'out'}"]) == 0
-    assert tables(tmp_path / "out")[0].shape == (700, 2)
+    labels, _, embeddings = tables(tmp_path / "out")
+    assert labels.shape == (700, 3) and embeddings.shape == (700, 64)
 
 
 def test_a_pretrained_model_gives_embeddings(finished, tmp_path):

@@ -82,7 +82,7 @@ def test_the_folder_loads_with_auto_classes_in_a_process_that_knows_nothing_else
 def test_the_folder_is_complete_and_predicts_like_the_artefact(finished, adapted, shared, tmp_path):
     names = {path.name for path in shared.iterdir()}
     assert names == {
-        "README.md", "adapter", "bmfm.json", "config.json", "label_dict.json", "metrics.json", "model.safetensors",
+        "README.md", "adapter", "bmfm.json", "calibration.json", "config.json", "label_dict.json", "metrics.json", "model.safetensors",
         "preprocessing.json", "tokenizers", "training.json", "transforms.json",
     }  # fmt: skip
     tables = []

@@ -151,22 +151,6 @@ def test_runs_with_other_labels_share_one_label_file(cells, tmp_path):
         preprocess(cells, named)
 
 
-def test_intervals_resample_the_groups_that_the_split_kept_whole():
-    from types import SimpleNamespace
-
-    from bmfm_pipeline.stages.evaluate import _groups
-
-    store = SimpleNamespace(obs_names=["a", "b", "c", "d"], column=lambda name: ["D1", "D2", "D1", "D3"])
-    groups, notes = _groups(SimpleNamespace(store=store), "donor", ["c", "b", "a"])
-    assert groups.tolist() == ["D1", "D2", "D1"]
-    assert notes == [
-        "intervals resample whole values of donor, of which the test cells have 2; with so few, they are rough"
-    ]
-    assert _groups(SimpleNamespace(store=store), None, ["c"]) == (None, [])
-    one, notes = _groups(SimpleNamespace(store=store), "donor", ["a", "c"])
-    assert one is None and "all test cells have the same donor" in notes[0]
-
-
 SIZES = [
     "model.hidden_size=16",
     "model.num_hidden_layers=1",

@@ -12,7 +12,7 @@ from bmfm_pipeline.errors import PipelineError, Preempted
 
 EXIT_USER_ERROR = 2
 EXIT_PREEMPTED = 75
-TAKE_OVERRIDES = ("run", "plan", "preprocess", "pretrain", "finetune", "evaluate", "predict")
+TAKE_OVERRIDES = ("run", "plan", "preprocess", "pretrain", "finetune", "evaluate", "predict", "interpret")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -82,7 +82,7 @@ def _guarded(known: argparse.Namespace) -> int:
         return 0
     if known.json:
         print(json.dumps(result if result is not None else {}))
-    return 0
+    return getattr(result, "exit_code", 0)
 
 
 def _common_options(parser: argparse.ArgumentParser) -> None:
@@ -126,6 +126,7 @@ def _parser() -> argparse.ArgumentParser:
         ("pretrain", "pretrain a model on preprocessed data (made when absent)"),
         ("finetune", "fine-tune a model; model.checkpoint=PATH|latest, or null for from scratch"),
         ("evaluate", "test a fine-tuned model with intervals and controls; task.checkpoint=PATH"),
+        ("interpret", "which genes a model's predictions come from, by class; task.checkpoint=PATH"),
     ):
         command = add(stage, text, config=True)
         command.add_argument(
@@ -134,6 +135,11 @@ def _parser() -> argparse.ArgumentParser:
             metavar="TARGET",
             help="a dataset name, an h5ad file or a folder of them (optional with -cn)",
         )
+        if stage == "evaluate":
+            command.add_argument(
+                "--write-label-mapping", metavar="FILE",
+                help="write the labels of TARGET beside the model's classes as a csv file to fill in, and stop",
+            )  # fmt: skip
     predict = add("predict", "labels, probabilities and embeddings for the cells of an h5ad file")
     predict.add_argument(
         "--model", required=True, metavar="URI",
@@ -141,10 +147,45 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     predict.add_argument("--input", required=True, metavar="FILE", help="an h5ad file; labels are not needed")
     predict.add_argument(
-        "--output", required=True, metavar="DIR", help="folder for predictions.csv, probabilities.csv, embeddings.csv"
+        "--output",
+        required=True,
+        metavar="DIR",
+        help="folder (or s3://bucket/prefix) for predictions, probabilities, logits and embeddings",
     )
     predict.add_argument("--layer", metavar="NAME", help="layer of the file that holds counts, or 'raw' (default X)")
     predict.add_argument("--batch-size", type=int, metavar="N", help="cells in a batch (default: as in training)")
+    predict.add_argument("--format", choices=["csv", "parquet"], default="csv", help="of the tables (default csv)")
+    predict.add_argument(
+        "--h5ad", nargs="?", const="predicted.h5ad", metavar="NAME",
+        help="also write a copy of the input with predictions in obs and embeddings in obsm (default name predicted.h5ad)",
+    )  # fmt: skip
+    predict.add_argument(
+        "--pooling", action="append", default=[], metavar="HOW",
+        help="how embeddings are taken: first_token, pooling_layer, mean_pooling, a position, or several joined with +; may be repeated "
+        "(default: as in training)",
+    )  # fmt: skip
+    predict.add_argument("--umap", action="store_true", help="two coordinates per cell, from the first pooling")
+    predict.add_argument(
+        "--batch-column", metavar="COLUMN", help="obs column of the input: score how well embeddings mix its values"
+    )
+    predict.add_argument(
+        "--unknown-below", metavar="X",
+        help="cells whose confidence is less are called unknown: a number, or 'auto' for the threshold that the model carries",
+    )  # fmt: skip
+    compare = add(
+        "compare", "two evaluations side by side: paired where their test cells are the same, unpaired otherwise"
+    )
+    for side, metavar in (("a", "RUN_A"), ("b", "RUN_B")):
+        compare.add_argument(
+            side, metavar=metavar,
+            help="an evaluation, a model (its newest evaluation), a dataset of the workspace, 'latest' or 'previous'",
+        )  # fmt: skip
+    compare.add_argument(
+        "--output", metavar="FOLDER", help="also write comparison.json, comparison.md and comparison.html"
+    )
+    compare.add_argument("--level", type=float, default=0.95, metavar="SHARE", help="of the intervals (default 0.95)")
+    compare.add_argument("--resamples", type=int, default=10_000, metavar="N", help="of the test cells (default 10000)")
+    compare.add_argument("--seed", type=int, default=0, metavar="N", help="of the resamples (default 0)")
     export = add("export", "a model as a folder to share: weights, vocabulary, classes, and a card with its numbers")
     export.add_argument("--model", required=True, metavar="URI", help="a model artefact")
     export.add_argument("--output", required=True, metavar="DIR", help="a folder that is not there yet")
@@ -183,11 +224,57 @@ def _parser() -> argparse.ArgumentParser:
     names.add_argument("--table", metavar="FILE", help="show: this table (default: the downloaded one)")
     names.add_argument("--url", help="download: another address of the complete set of HGNC")
     names.add_argument("--sha256", metavar="SUM", help="download: the sum that the file must have")
+    deploy = add("deploy", "register pools, limits, deployments, schedules and automations on a Prefect server")
+    deploy.add_argument("--dry-run", action="store_true", help="show what would change, and change nothing")
+    deploy.add_argument(
+        "--gpus", type=int, metavar="N", help="runs that may use a model at once, on all workers together (at first 1)"
+    )
+    deploy.add_argument(
+        "--pool", action="append", default=[], metavar="NAME=TYPE",
+        help="type of a pool that is not there yet: process (default), docker or kubernetes; may be repeated",
+    )  # fmt: skip
+    deploy.add_argument("--reset", action="store_true", help="also overwrite what was switched on the server's pages")
+    deploy.add_argument("--keep", action="store_true", help="leave what is gone from the catalogue")
     add("doctor", "check versions, accelerator, disk and MLflow")
     interface = add("ui", "open the Prefect and MLflow pages on this machine (Ctrl-C stops both)")
     interface.add_argument("--prefect-port", type=int, default=4200)
     interface.add_argument("--mlflow-port", type=int, default=5000)
+    _workspace_options(commands)
     return parser
+
+
+def _workspace_options(commands) -> None:
+    text = "what a workspace holds, whether it is whole, and what may go: `bmfm workspace ls|verify|gc`"
+    parser = commands.add_parser("workspace", help=text, description=text)
+    what = parser.add_subparsers(dest="what", metavar="ls|verify|gc", required=True)
+
+    def add(name: str, text: str) -> argparse.ArgumentParser:
+        command = what.add_parser(name, help=text, description=text)
+        _common_options(command)
+        return command
+
+    add("ls", "artefacts with size, age and what was made from what; run folders and copies").add_argument(
+        "--all", action="store_true", help="every artefact of a stage that has many"
+    )
+    verify = add("verify", "compare every file with the sha256 of its manifest, and find what was left behind")
+    verify.add_argument("--quick", action="store_true", help="compare sizes only, and versions where s3 tells them")
+    verify.add_argument(
+        "--repair", action="store_true", help="set damaged artefacts aside: the next run makes them again"
+    )
+    collect = add("gc", "delete what nothing needs: old artefacts, scratch of finished runs, unused copies")
+    collect.add_argument("--older-than", default="30d", metavar="AGE", help="such as 30d (the default), 12h or 2w")
+    collect.add_argument("--dry-run", action="store_true", help="show what would go and why the rest stays")
+    collect.add_argument(
+        "--even-latest",
+        action="store_true",
+        help="also the newest model of a dataset, when it is as old and nothing points to it",
+    )
+    collect.add_argument(
+        "--without-registry", action="store_true", help="delete models although MLflow cannot be asked"
+    )
+    collect.add_argument(
+        "--without-deployments", action="store_true", help="delete models although the Prefect server cannot be asked"
+    )
 
 
 if __name__ == "__main__":

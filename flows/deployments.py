@@ -13,20 +13,32 @@ FLOWS = {
     "pretrain": "Pretrain a model on {title}",
     "finetune": "Fine-tune a model on the labels of {title}",
     "evaluate": "Test the fine-tuned model of {title}, with confidence intervals and controls",
+    "interpret": "Which genes the predictions of the model of {title} come from",
     "pipeline": "The whole chain on {title}",
 }
+# Flows whose input is no dataset of the catalogue: one deployment each, whose form says what it is about.
+OF_ANY_FILE = {"predict": ("file", "Labels, probabilities and embeddings for the cells of any h5ad file")}
+# How many runs a pool starts at once is a limit of the pool (`bmfm deploy --gpus`). A limit of a deployment is a lease that its run
+# renews, and a run that cannot, because the server is away or has forgotten it, is ended by Prefect: no place for long trainings.
 POOLS = {"preprocess": "cpu"}  # everything else runs a model
 DEFAULT_POOL = "gpu"
 PREFECT_VERSION = "3.8.8"
+# What a worker does before a run: it finds the flows where they are installed.
+PULL_STEPS = [
+    {"flows.deployments.locate_flows": {"id": "flows"}},
+    {"prefect.deployments.steps.set_working_directory": {"directory": "{{ flows.directory }}"}},
+]
 HEADER = """\
 # Run with: prefect --no-prompt deploy --all --prefect-file deployments/prefect.yaml
 # Generated from bmfm_pipeline/datasets by `python -m flows.deployments`; edit the catalogue, not this file.
-# From the top of the checkout:
+# `bmfm deploy` registers the same from the catalogue, with limits, automations and your own datasets. With this file,
+# from the top of the checkout:
 #   prefect work-pool create cpu --type process
 #   prefect work-pool create gpu --type process
 #   prefect --no-prompt deploy --all --prefect-file deployments/prefect.yaml
 #   prefect worker start --pool cpu     (and another one: --pool gpu)
 #   prefect deployment run pretrain/zheng68k
+#   prefect deployment run predict/file --param parameters='{"model": "latest", "input": "cells.h5ad", "output": "predictions"}'
 # Set BMFM_WORKSPACE, MLFLOW_TRACKING_URI and the datasets' folders (BMFM_TARGETS_ZHENG68K_DATA) where the workers start.
 """
 PATH = Path(__file__).resolve().parents[1] / "deployments" / "prefect.yaml"
@@ -44,10 +56,22 @@ def locate_flows() -> dict[str, str]:
 
 
 def deployments() -> list[dict[str, Any]]:
-    """One deployment for each flow and each dataset that the catalogue marks as deployed."""
+    """One deployment for each flow and each dataset that the catalogue marks as deployed, and those that take any file."""
     from bmfm_pipeline.config import list_entries
 
-    return [_deployment(flow, entry) for flow in FLOWS for entry in list_entries() if entry.deployed]
+    of_datasets = [_deployment(flow, entry) for flow in FLOWS for entry in list_entries() if entry.deployed]
+    return of_datasets + [_of_any_file(flow, *said) for flow, said in OF_ANY_FILE.items()]
+
+
+def _of_any_file(flow: str, name: str, description: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "description": description,
+        "tags": ["bmfm", flow],
+        "entrypoint": f"flows/{flow}.py:{flow}",
+        "enforce_parameter_schema": True,
+        "work_pool": {"name": POOLS.get(flow, DEFAULT_POOL)},
+    }
 
 
 def _deployment(flow: str, entry: Any) -> dict[str, Any]:
@@ -61,8 +85,6 @@ def _deployment(flow: str, entry: Any) -> dict[str, Any]:
         "enforce_parameter_schema": True,
         "work_pool": {"name": pool},
     }
-    if pool == DEFAULT_POOL:
-        made["concurrency_limit"] = 1
     schedule = entry.evaluate_schedule
     if flow == "evaluate" and schedule is not None:
         made["schedules"] = [{"cron": schedule.cron, "timezone": schedule.timezone, "active": schedule.active}]
@@ -76,10 +98,7 @@ def render() -> str:
     document = {
         "name": "bmfm_pipeline",
         "prefect-version": PREFECT_VERSION,
-        "pull": [
-            {"flows.deployments.locate_flows": {"id": "flows"}},
-            {"prefect.deployments.steps.set_working_directory": {"directory": "{{ flows.directory }}"}},
-        ],
+        "pull": PULL_STEPS,
         "deployments": deployments(),
     }
     return HEADER + yaml.safe_dump(document, sort_keys=False, width=120, allow_unicode=True)

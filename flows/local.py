@@ -12,10 +12,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from bmfm_pipeline.errors import Preempted
 from flows.local_server import HOST, LocalServer
 
 Listener = Callable[[dict[str, Any]], None]
 _listener: Listener | None = None
+_stopping = threading.Event()
 
 # Where `bmfm ui` shows the runs of a server that has ended with its run.
 PAGE = "http://127.0.0.1:4200"
@@ -101,13 +103,25 @@ def listening(listener: Listener | None) -> Iterator[None]:
     """While inside, events of the flows of this process reach `listener` too (a terminal's progress bar, say)."""
     global _listener
     before, _listener = _listener, listener
+    _stopping.clear()
     try:
         yield
     finally:
         _listener = before
 
 
+def stop_all() -> None:
+    """End what other threads of this process are training: each stops at the next event it tells, and saves."""
+    _stopping.set()
+
+
+def is_stopping() -> bool:
+    return _stopping.is_set()
+
+
 def tell(event: dict[str, Any]) -> None:
+    if _stopping.is_set():
+        raise Preempted("the run was stopped; run the same command again to go on")
     if _listener is not None:
         _listener(event)
 

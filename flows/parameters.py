@@ -3,8 +3,9 @@
 import json
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
 
+from bmfm_pipeline.config.sections import read_controls
 from bmfm_pipeline.config.tasks import CiMethod
 
 # Optional values show as plain inputs that may stay empty, not as a choice between a type and null.
@@ -15,7 +16,21 @@ Rate = Annotated[float | None, WithJsonSchema({"type": "number", "exclusiveMinim
 
 
 IntervalMethod = Annotated[CiMethod | None, WithJsonSchema({"type": "string", "enum": list(get_args(CiMethod))})]
-Controls = Annotated[Literal["default", "full"] | None, WithJsonSchema({"type": "string", "enum": ["default", "full"]})]
+SeedsOf = Annotated[
+    Literal["finetuning", "training", "split"] | None,
+    WithJsonSchema({"type": "string", "enum": ["finetuning", "training", "split"]}),
+]
+
+
+def _named_controls(value: str | None) -> str | None:
+    if value is None:
+        return None
+    found = read_controls(value)
+    return found if isinstance(found, str) else ",".join(found)
+
+
+Controls = Annotated[str | None, AfterValidator(_named_controls), WithJsonSchema({"type": "string"})]
+Baseline = Annotated[Literal["pad", "zero"] | None, WithJsonSchema({"type": "string", "enum": ["pad", "zero"]})]
 RARELY_SET = ("overrides", "config_name", "config_dir", "workspace")
 
 
@@ -173,8 +188,51 @@ class EvaluateParameters(StageParameters):
     )
     num_bootstrap_runs: Whole = Field(None, title="Bootstrap runs", description="Resamples for the bootstrap methods.")
     controls: Controls = Field(
-        None, title="Controls", description="Simple models on the same split, printed beside the model."
+        None,
+        title="Controls",
+        description="Simple models on the same split, printed beside the model: auto, default or full, or several words with commas, such as "
+        "full, no_pretrain. Empty: as the config says, which is auto.",
+        examples=["full", "full, no_pretrain"],
     )
+
+
+class InterpretParameters(StageParameters):
+    """Attribute the predictions of a fine-tuned model to genes, by cell and by class."""
+
+    knobs: ClassVar[dict[str, str]] = {
+        "seed": "task.seed",
+        "checkpoint": "task.checkpoint",
+        "cells": "task.cells",
+        "max_cells": "task.max_cells",
+        "baseline": "task.baseline",
+        "sanity_checks": "task.sanity_checks",
+    }
+    checkpoint: Text = Field(
+        None,
+        title="Model",
+        description="A fine-tuned model artefact or folder, a .ckpt file, org/name of the hub, or 'latest'. Empty: the model that the whole "
+        "chain makes on this dataset (made now when it does not exist).",
+    )
+    cells: Text = Field(
+        None,
+        title="Cells",
+        description="An h5ad file whose cells are interpreted; labels are not needed. Empty: test cells of the model's data.",
+    )
+    max_cells: Positive = Field(
+        None, title="Cells of each class", description="Test cells of each class at most. Empty: 50."
+    )
+    baseline: Baseline = Field(
+        None,
+        title="Baseline",
+        description="What a cell is compared with: pad has no genes, zero the same genes without expression. Empty: as the model was trained.",
+    )
+    sanity_checks: bool = Field(
+        False, title="Sanity checks", description="Also compare with attributions of shuffled weights."
+    )
+
+    def to_overrides(self) -> list[str]:
+        """As of every form; a check that was not asked for needs no words."""
+        return [word for word in super().to_overrides() if word != "task.sanity_checks=False"]
 
 
 class PipelineParameters(FlowParameters):
@@ -200,14 +258,65 @@ class PipelineParameters(FlowParameters):
     )
     num_bootstrap_runs: Whole = Field(None, title="Bootstrap runs", description="Resamples for the bootstrap methods.")
     controls: Controls = Field(
-        None, title="Controls", description="Simple models on the same split, printed beside the model."
+        None,
+        title="Controls",
+        description="Simple models on the same split, printed beside the model: auto, default or full, or several words with commas, such as "
+        "full, no_pretrain. Empty: as the config says, which is auto.",
+        examples=["full", "full, no_pretrain"],
+    )
+    few_shot: Text = Field(
+        None,
+        title="Shares of the training cells",
+        description="Fine-tune and test once with each share, in percent, such as 10, 25, 50, 100; true is 10, 25, 50, 75, 100. Empty: "
+        "all cells, once.",
+        examples=["10, 25, 50, 75, 100"],
+    )
+    seeds: Text = Field(
+        None,
+        title="Seeds",
+        description="Fine-tune and test once with each of so many seeds, such as 5, or with those that are listed, such as [1, 2, 3]. "
+        "Empty: the seed above, once.",
+        examples=["5"],
+    )
+    seeds_of: SeedsOf = Field(
+        None,
+        title="What a seed changes",
+        description="finetuning: order, masks and fresh heads, from one pretrained model; training: pretraining too; split: the test cells "
+        "as well. Empty: finetuning.",
+    )
+    parallel: Positive = Field(
+        None,
+        ge=1,
+        title="Points at the same time",
+        description="How many shares and seeds are trained at the same time, each in a process of its own. Empty: 1.",
     )
     pools: bool = Field(
         False,
         title="One worker per stage",
         description="Start each stage as its own deployment, on the pool it belongs to, instead of all in this process. "
-        "The pipeline's own run keeps its place meanwhile, so the worker must have room for one more.",
+        "The pipeline's own run keeps its place meanwhile: the worker must have room for one more, unless the pool's limit is reached, where "
+        "the stage runs in that place.",
     )
+
+    @field_validator("few_shot", "seeds", mode="before")
+    @classmethod
+    def _as_text(cls, value: Any) -> Any:
+        """Lists and numbers of a program, and text of a page, are one thing; false is empty."""
+        if value is None or value is False or (isinstance(value, str) and value.strip().lower() in ("", "false")):
+            return None
+        return json.dumps(value) if isinstance(value, bool | int | float | list | tuple) else value
+
+    @model_validator(mode="after")
+    def _can_be_read(self):
+        from bmfm_pipeline.errors import ConfigError
+        from bmfm_pipeline.stages.study_plan import read_percentages, read_seeds
+
+        try:
+            read_percentages(self.few_shot)
+            read_seeds(self.seeds)
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+        return self
 
 
 def shown_as(title: str) -> Any:

@@ -10,8 +10,11 @@ from prefect.states import Completed, Failed
 
 from bmfm_pipeline import stages
 from bmfm_pipeline.errors import PipelineError, TrainingError
+from bmfm_pipeline.stages.pipeline_page import pipeline_page
 from bmfm_pipeline.stages.planning import stage_overrides
-from bmfm_pipeline.storage import load_artefact, read_json
+from bmfm_pipeline.stages.study_plan import StudyPlan
+from bmfm_pipeline.stages.study_running import IncompleteStudy
+from bmfm_pipeline.storage import load_artefact, localise, read_json
 from bmfm_pipeline.tracking import EXPERIMENT, StageTracker, tracking_uri
 from flows import local
 from flows.evaluate import evaluate
@@ -37,6 +40,7 @@ from flows.running import (
     short,
     with_target,
 )
+from flows.study import plan_of, run_points, study_metrics, study_result
 
 FLOWS = {"preprocess": preprocess, "pretrain": pretrain, "finetune": finetune, "evaluate": evaluate}
 FORMS = {
@@ -55,6 +59,8 @@ def pipeline(
     with relayed_logs():
         try:
             parameters = with_target(parameters)
+            if study := plan_of(parameters, required_target(parameters)):
+                return _run_all(parameters, list(study.main.jobs), study)
             jobs = stages.plan_pipeline(
                 required_target(parameters),
                 label=parameters.label,
@@ -67,7 +73,7 @@ def pipeline(
             return Failed(message=str(error), data=error)
 
 
-def _run_all(parameters: PipelineParameters, jobs: list[Any]) -> dict[str, Any]:
+def _run_all(parameters: PipelineParameters, jobs: list[Any], study: StudyPlan | None = None) -> dict[str, Any]:
     last = jobs[-1]
     state_dir = last.place.state_dir
     with StageTracker(
@@ -85,25 +91,42 @@ def _run_all(parameters: PipelineParameters, jobs: list[Any]) -> dict[str, Any]:
         label_run(f"dataset:{last.name}", f"mlflow-run:{tracker.run_id}", name=f"pipeline-{last.name}-{last.key[:8]}")
         tracker.log_params(parameters.model_dump(exclude={"overrides"}, exclude_none=True))
         tracker.log_params({"overrides": parameters.overrides})
-        results = {}
-        for job in jobs:
-            start = _start_on_pool if parameters.pools else _run_here
-            results[job.stage] = start(job, parameters, results, tracker.run_id)
-            tracker.set_tags({f"bmfm.artefact.{job.stage}": results[job.stage]["uri"]})
+        results, outcome = {}, None
+        start = _start_on_pool if parameters.pools else _run_here
+        if study is not None:
+            outcome = run_points(study, parameters, start, tracker.run_id)
+            results = outcome.main
+            tracker.set_tags({"bmfm.artefact.study": outcome.study["uri"]})
+            for percent, values in study_metrics(outcome):
+                tracker.log_metrics(values, step=percent)
+        for job in jobs if study is None else ():
+            results[job.title] = start(job, parameters, results, tracker.run_id)
+        tracker.set_tags({f"bmfm.artefact.{stage}": result["uri"] for stage, result in results.items()})
         for stage in stages.STAGES:
             if stage not in results:
                 _skip.with_options(name=stage, task_run_name=f"{stage}: skipped")(f"{last.name} has no label column")
         tracker.log_metrics(_headline(results))
+        page = pipeline_page(last.place, results)
+        if page:
+            tracker.log_artifact(localise(page))
         url = tracker.url
+        answer = {
+            "stages": results,
+            "pipeline_report": page,
+            "mlflow_run_id": tracker.run_id,
+            "mlflow_url": url,
+            "flow_run_id": str(runtime.flow_run.id),
+            **({"study": study_result(outcome)} if outcome else {}),
+        }
+        if outcome is not None and outcome.failed:
+            raise IncompleteStudy(outcome, answer)
     show_table("pipeline-stages", [_row(stage, result) for stage, result in results.items()], f"Stages on {last.name}")
-    if url:
-        show_links("pipeline", {"MLflow run": url})
-    return {
-        "stages": results,
-        "mlflow_run_id": tracker.run_id,
-        "mlflow_url": url,
-        "flow_run_id": str(runtime.flow_run.id),
+    reports = {
+        "Page about the run": page or "",
+        "Evaluation report": load_artefact(results["evaluate"]["uri"]).file("report.html"),
     }
+    show_links("pipeline", {"MLflow run": url or "", **reports})
+    return answer
 
 
 def _stage_form(job: Any, parameters: PipelineParameters, **own: Any) -> Any:
@@ -130,6 +153,21 @@ def _under(job: Any, mlflow_run: str) -> Any:
     return replace(job, context={**job.context, "mlflow_parent_run_id": mlflow_run})
 
 
+def _has_room(deployment: str) -> bool:
+    """Whether a stage can start beside this run: in a pool that is full, pipelines would wait for places that they hold themselves."""
+    from prefect.client.orchestration import get_client
+    from prefect.context import FlowRunContext
+
+    context = FlowRunContext.get()
+    own = context.flow_run.work_pool_name if context and context.flow_run else None
+    with get_client(sync_client=True) as client:
+        pool = client.read_deployment_by_name(deployment).work_pool_name
+        if own is None or pool != own:
+            return True
+        found = client.read_work_pool_concurrency_status(pool)
+        return found.concurrency_limit is None or found.active_slots < found.concurrency_limit
+
+
 def _start_on_pool(
     job: Any, parameters: PipelineParameters, results: dict[str, Any], mlflow_run: str
 ) -> dict[str, Any]:
@@ -139,6 +177,8 @@ def _start_on_pool(
     """
     if job.cached:
         return run_job(job)
+    if job.variant:  # no form says what it is: its deployment would plan the chain's own stage
+        return _run_here(job, parameters, results, mlflow_run)
     from prefect.deployments import run_deployment
 
     own = {}
@@ -148,6 +188,9 @@ def _start_on_pool(
         own["checkpoint"] = results["finetune" if "finetune" in results else "pretrain"]["uri"]
     form = _stage_form(job, parameters, **own)
     name = f"{job.stage}/{runtime.deployment.name or short(parameters.target)}"
+    if not _has_room(name):
+        get_run_logger().info("%s runs here: its pool has no place free beside this run's own", name)
+        return _run_here(job, parameters, results, mlflow_run)
     get_run_logger().info("starting deployment %s", name)
     run = run_deployment(
         name,

@@ -87,15 +87,16 @@ def _plan(stage: str, parameters: StageParameters) -> list[Any]:
 def run_job(job: Any) -> dict[str, Any]:
     """The steps of one planned stage as tasks; a stage whose artefact exists is one task, shown as Cached."""
     log = get_run_logger()
-    log.info("%s of %s: %s", job.stage, job.name, job.reason)
+    log.info("%s of %s: %s", job.title, job.name, job.reason)
     local.tell(
         {
             "kind": "stage",
-            "stage": job.stage,
+            "stage": job.title,
             "cached": job.cached,
             "key": job.key,
             "uri": job.uri,
             "reason": job.reason,
+            "of": job.context.get("study_point", ""),
         }
     )
     if job.cached:
@@ -105,7 +106,7 @@ def run_job(job: Any) -> dict[str, Any]:
     job_file = job.write(context=run_context(job.context))
     tables, links, result = [], {}, {}
     for step in stages.STEPS[job.stage]:
-        local.tell({"kind": "step", "stage": job.stage, "step_name": step})
+        local.tell({"kind": "step", "stage": job.stage, "step_name": step, "of": job.context.get("study_point", "")})
         result = step_task(job.stage, step)(job_file, job.stage, step)
         if result.get("table"):
             tables.append((step, result["table"]))
@@ -157,7 +158,7 @@ def _run_step(job_file: str, stage: str, step: str) -> dict[str, Any]:
 
 
 def _was_preempted(task, task_run, state) -> bool:
-    return isinstance(state.data, Preempted)
+    return isinstance(state.data, Preempted) and not local.is_stopping()
 
 
 class _Relay(logging.Handler):

@@ -28,7 +28,7 @@ LONGEST = (
     "tests/training",
 )
 # Modules that use the one Prefect server with its workers.
-ON_THE_SERVER = ("test_prefect_server.py", "test_server_pages.py")
+ON_THE_SERVER = ("test_deploying.py", "test_prefect_server.py", "test_server_pages.py")
 
 if os.environ.get("PYTEST_XDIST_WORKER"):
     # Threads of processes that run side by side would wait for each other at every step.

@@ -6,13 +6,16 @@ Functions are found by name and imported when first used, so that `bmfm --help` 
 from importlib import import_module
 
 _COMMANDS = {
+    "compare": "bmfm_pipeline.commands.comparing",
     "data": "bmfm_pipeline.commands.inspecting",
     "datasets": "bmfm_pipeline.commands.datasets",
+    "deploy": "bmfm_pipeline.commands.deploying",
     "doctor": "bmfm_pipeline.commands.information",
     "evaluate": "bmfm_pipeline.commands.one_stage",
     "export": "bmfm_pipeline.commands.exporting",
     "genes": "bmfm_pipeline.commands.genes",
     "finetune": "bmfm_pipeline.commands.one_stage",
+    "interpret": "bmfm_pipeline.commands.one_stage",
     "plan": "bmfm_pipeline.commands.whole_chain",
     "predict": "bmfm_pipeline.commands.prediction",
     "preprocess": "bmfm_pipeline.commands.one_stage",
@@ -20,6 +23,7 @@ _COMMANDS = {
     "run": "bmfm_pipeline.commands.whole_chain",
     "seed": "bmfm_pipeline.commands.one_stage",
     "ui": "bmfm_pipeline.commands.interfaces",
+    "workspace": "bmfm_pipeline.commands.workspace",
 }
 
 

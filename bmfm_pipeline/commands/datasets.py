@@ -118,7 +118,7 @@ def _download(arguments: argparse.Namespace) -> dict[str, Any]:
 
     entry = load_entry(arguments.name)
     folder = Path(arguments.to) if arguments.to else None
-    meter = _Meter()
+    meter = Meter()
     found = download_dataset(
         entry, folder, urls=_pairs(arguments.url, "--url"), sums=_pairs(arguments.sha256, "--sha256"), on_progress=meter
     )
@@ -153,7 +153,7 @@ def _pairs(words: list[str] | None, option: str) -> dict[str, str]:
     return pairs
 
 
-class _Meter:
+class Meter:
     """Progress on stderr: one line that is rewritten on a terminal, else a line every few seconds."""
 
     def __init__(self) -> None:

@@ -8,10 +8,18 @@ from bmfm_pipeline.commands.terminal import Terminal
 
 
 def predict(arguments: argparse.Namespace) -> dict[str, Any]:
-    from bmfm_pipeline.stages.predict import predict_file
+    from bmfm_pipeline.stages.predict import Asked, predict_file
     from bmfm_pipeline.stages.prediction_settings import read_settings
 
     settings = read_settings(arguments.overrides)
+    asked = Asked(
+        poolings=arguments.pooling,
+        format=arguments.format,
+        annotated=arguments.h5ad,
+        unknown_below=arguments.unknown_below,
+        umap=arguments.umap,
+        batch_column=arguments.batch_column,
+    )
     with Terminal() as terminal:
         terminal({"kind": "step", "stage": "predict", "step_name": "predict"})
         found = predict_file(
@@ -20,6 +28,7 @@ def predict(arguments: argparse.Namespace) -> dict[str, Any]:
             arguments.output,
             layer=arguments.layer,
             batch_size=arguments.batch_size,
+            asked=asked,
             settings=settings,
             on_progress=terminal,
         )
@@ -38,9 +47,18 @@ def predict_as_configured(run, arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _say(found: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
     genes = found["genes"]
-    lines = [f"{found['cells']} cells predicted: {found['output']}/predictions.csv"]
+    rate = f" ({found['cells_per_s']:.0f} cells/s)" if found["cells_per_s"] else ""
+    lines = [f"{found['cells']} cells predicted{rate}"]
+    lines += [f"  {file}" for file in found["files"]]
     lines.append(f"{found['tensors_loaded']} tensors of the model were loaded, none was missing or left over")
     lines.append(f"{genes['known']} of {genes['genes']} genes are known to the model")
     lines += [f"{count} cells have no label: {reason}" for reason, count in found["reasons"].items()]
+    for name, entry in found["unknown"].items():
+        lines.append(f"{entry['cells']} cells are called unknown: their {name} is less sure than {entry['below']:.3f}")
+    lines += [
+        f"{name:<18} {'none' if entry['value'] is None else format(entry['value'], '.3f')}"
+        for name, entry in found.get("integration", {}).items()
+    ]
+    lines += found.get("integration_notes", [])
     print("\n".join(lines), file=sys.stderr if arguments.json else sys.stdout)
     return found

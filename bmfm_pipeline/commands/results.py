@@ -11,12 +11,20 @@ def outcome(workspace: Workspace, stages: dict[str, dict[str, Any]]) -> dict[str
     """{"model", "artefacts", "metrics"} of finished stages, given {stage: result with its uri}."""
     artefacts = {stage: result["uri"] for stage, result in stages.items()}
     model = artefacts.get("finetune") or artefacts.get("pretrain")
-    if "evaluate" in artefacts and model is None:
-        model = load_artefact(artefacts["evaluate"]).inputs.get("model", {}).get("uri")
-    metrics = []
+    for stage in ("evaluate", "interpret"):
+        if stage in artefacts and model is None:
+            model = load_artefact(artefacts[stage]).inputs.get("model", {}).get("uri")
+    metrics, report = [], None
     if "evaluate" in artefacts:
-        metrics = _file_of(load_artefact(artefacts["evaluate"]), "metrics.json")
-    return {"model": model, "artefacts": artefacts, "metrics": metrics, "workspace": workspace.uri}
+        artefact = load_artefact(artefacts["evaluate"])
+        metrics, report = _file_of(artefact, "metrics.json"), artefact.file("report.html")
+    return {
+        "model": model,
+        "artefacts": artefacts,
+        "metrics": metrics,
+        "report": report,
+        "workspace": workspace.uri,
+    }
 
 
 def _file_of(artefact: Artefact, name: str) -> Any:
@@ -34,11 +42,42 @@ def describe(found: dict[str, Any]) -> str:
         lines += ["", text_table(found["metrics"]), ""]
         lines += _file_of(artefact, "evaluation.json")["verdicts"]
         lines += ["", f"report      {artefact.file('report.html')}"]
+        if found.get("pipeline_report"):
+            lines.append(f"whole run   {found['pipeline_report']}")
+    if "interpret" in found["artefacts"]:
+        lines += _interpretation(load_artefact(found["artefacts"]["interpret"]))
+    if found.get("study"):
+        from bmfm_pipeline.evaluation.study_words import study_text
+
+        artefact = load_artefact(found["study"]["uri"])
+        study = _file_of(artefact, "study.json")
+        lines += [
+            "",
+            study_text(study),
+            "",
+            *study["verdicts"],
+            *study["findings"],
+            "",
+            f"study       {artefact.file('study.html')}",
+        ]
     if found["model"]:
         lines.append(f"model       {found['model']}")
     else:
         lines += [f"{stage:<11} {uri}" for stage, uri in found["artefacts"].items()]
     return "\n".join(lines)
+
+
+def _interpretation(artefact: Artefact) -> list[str]:
+    """The top genes of every class and how far they can be believed."""
+    found = _file_of(artefact, "interpretation.json")
+    lines = [""]
+    for label, entry in found["labels"].items():
+        names = {id(one): one["class"] if one["class"] is not None else label for one in entry["classes"]}
+        width = max(map(len, names.values()), default=0)
+        for one in entry["classes"]:
+            genes = ", ".join(row["gene"] for row in one["top"][:8])
+            lines.append(f"{names[id(one)]:<{width}}  {one['n_cells']:>5} cells  {genes}")
+    return [*lines, "", *found["sentences"], "", f"report      {artefact.file('interpret.html')}"]
 
 
 def where_to_look(workspace: Workspace) -> str:

@@ -60,31 +60,32 @@ class Terminal(logging.Handler):
     def __call__(self, event: dict[str, Any]) -> None:
         """Show one event of a stage: its begin, a step, progress, a validation, a note."""
         kind = event.get("kind")
-        if kind == "stage":
-            self._begin_stage(event)
-        elif kind == "step":
-            self._begin_step(event["stage"], event["step_name"])
-        elif kind == "progress":
-            self._progress(event)
-        elif kind == "note":
-            self._once(event["message"])
+        with self.lock:  # several trainings may tell at the same time
+            if kind == "stage":
+                self._begin_stage(event)
+            elif kind == "step":
+                self._begin_step(event["stage"], event["step_name"], event.get("of", ""))
+            elif kind == "progress":
+                self._progress(event)
+            elif kind == "note":
+                self._once(event["message"])
 
     def _begin_stage(self, event: dict[str, Any]) -> None:
         self._finish_stage()
-        self._stage, self._began = event["stage"], time.monotonic()
-        if event["cached"]:
-            self.say(f"{event['stage']}: reused ({event['reason']})")
+        of, name = event.get("of", ""), event["stage"]
+        self._stage, self._began = name, time.monotonic()
+        if of or event["cached"]:  # of several at the same time nobody knows which one has ended
             self._stage = ""
-        else:
-            self.say(f"{event['stage']}: {event['reason']}")
+        name = f"{name} ({of})" if of else name
+        self.say(f"{name}: reused ({event['reason']})" if event["cached"] else f"{name}: {event['reason']}")
 
-    def _begin_step(self, stage: str, step: str) -> None:
+    def _begin_step(self, stage: str, step: str, of: str = "") -> None:
         self._finish_bar()
         self._said_at = time.monotonic()
         if self._bars is not None:
             self._bar = self._bars.add_task(f"{stage}: {step}", total=None, said="")
         else:
-            self.say(f"  {step}")
+            self.say(f"  {of}: {step}" if of else f"  {step}")
 
     def _progress(self, event: dict[str, Any]) -> None:
         done, total = event["step"], event.get("max_steps")

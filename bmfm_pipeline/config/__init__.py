@@ -7,6 +7,7 @@ _EXPORTS = {
     "DataModuleConfig": "bmfm_pipeline.config.data_module",
     "DatasetEntry": "bmfm_pipeline.config.catalogue",
     "FieldInfo": "bmfm_pipeline.config.sections",
+    "InterpretTaskConfig": "bmfm_pipeline.config.tasks",
     "LabelColumnInfo": "bmfm_pipeline.config.sections",
     "ModelConfig": "bmfm_pipeline.config.models",
     "PredictTaskConfig": "bmfm_pipeline.config.tasks",

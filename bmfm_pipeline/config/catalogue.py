@@ -102,6 +102,18 @@ class Schedule(Section):
         return value
 
 
+class Automations(Section):
+    """What a Prefect server does by itself once a re-evaluation of the dataset has ended, or a run of it has failed.
+
+    Empty lists, the default, are nothing at all. A notification is a POST to the address in the variable `webhook_env` of
+    whoever runs `bmfm deploy`; the server keeps it encrypted.
+    """
+
+    finetune_on: list[Literal["regressed", "drifted"]] = Field(default_factory=list)
+    notify_on: list[Literal["held", "improved", "regressed", "drifted", "failed"]] = Field(default_factory=list)
+    webhook_env: str = Field("BMFM_NOTIFY_URL", pattern="^[A-Za-z_][A-Za-z0-9_]*$")
+
+
 class DatasetEntry(Section):
     """One dataset of the catalogue."""
 
@@ -120,7 +132,14 @@ class DatasetEntry(Section):
     citation: str = ""
     homepage: str = ""
     evaluate_schedule: Schedule | None = None
+    automations: Automations = Field(default_factory=Automations)
     deployed: bool = False  # whether deployments/prefect.yaml has a deployment of every flow for it
+
+    @model_validator(mode="after")
+    def _automations_have_deployments(self) -> "DatasetEntry":
+        if (self.automations.finetune_on or self.automations.notify_on) and not self.deployed:
+            raise ValueError("automations watch deployments, and `deployed` is false; set deployed: true")
+        return self
 
     @property
     def data_folder(self) -> Path | None:

@@ -100,7 +100,11 @@ class DatasetKwargs(Section):
 
 
 class DataModuleConfig(Section):
-    """Keys and defaults of the data module; lengths are in tokens, ratios in 0..1."""
+    """Keys and defaults of the data module; lengths are in tokens, ratios in 0..1.
+
+    `train_fraction`: the share of the training cells that fine-tuning, and the controls of its evaluation, learn from; null or 1 is
+    all. Pretraining, which reads no labels, takes all training cells.
+    """
 
     absent: ClassVar[dict[str, Absent]] = {
         "processed_name": Absent((None, "processed"), "set data_module.dataset_kwargs.processed_data_source"),
@@ -140,6 +144,7 @@ class DataModuleConfig(Section):
     comask_across_fields: bool = False
     prevent_attention_to_masked: bool = False
     limit_dataset_samples: int | dict[str, int] | None = None
+    train_fraction: float | None = Field(None, gt=0, le=1)
     limit_genes: list[str] | str | None = "tokenizer"
     map_orthologs: MapOrthologs | None = None
     balancing_label_column: str | None = None
@@ -176,6 +181,11 @@ class DataModuleConfig(Section):
         if value is True:
             raise ValueError("needs a table: name a csv or tsv file with the columns gene and median")
         return value
+
+    @field_validator("train_fraction")
+    @classmethod
+    def _all_is_none(cls, value: float | None) -> float | None:
+        return None if value == 1 else value
 
     @field_validator("limit_dataset_samples")
     @classmethod

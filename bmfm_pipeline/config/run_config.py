@@ -245,12 +245,17 @@ class RunConfig(Section):
         if stage in ("pretrain", "finetune"):
             self.check_trainable()
         sections = ["seed", "fields", "label_columns", "data_module", "task"]
-        sections += ["evaluation"] if stage in ("evaluate", "predict") else ["model", "trainer"]
+        if stage != "interpret":
+            sections += ["evaluation"] if stage in ("evaluate", "predict") else ["model", "trainer"]
         view = {name: plain[name] for name in sections} | {"prepend_tokens": self.tokenizer.prepend_tokens}
         for section, names in EXECUTION_ONLY.items():
             if section in view:
                 view[section] = {name: value for name, value in view[section].items() if name not in names}
         view["data_module"] = batching_view(self.data_module, view["data_module"])
+        view["task"].pop("cells", None)  # the file enters as an input, by content
+        if "evaluation" in view:  # files enter as inputs, by content
+            view["evaluation"].pop("label_mapping")
+            view["evaluation"] = _without_file(view["evaluation"])
         view["label_columns"] = [_without_file(label) for label in view["label_columns"]]
         for entry in view["fields"]:
             if entry["pretrained_embedding"]:  # the file enters as an input, by content

@@ -1,12 +1,13 @@
 """Fields, labels, tokenizer, seed, model and trainer: the sections that say what is learned."""
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
 from bmfm_pipeline.config.adapters import LoraSettings, read_lora
 from bmfm_pipeline.config.label_ontology import LabelOntology, read_ontology
 from bmfm_pipeline.config.strict import Absent, Section
+from bmfm_pipeline.errors import did_you_mean
 
 
 class SeedConfig(Section):
@@ -209,13 +210,99 @@ class TrainerConfig(Section):
         return self.lr_schedule or ("constant" if self.lr_decay_steps is None else "linear")
 
 
-ControlName = Literal["majority", "logistic_l2", "logistic_l1", "pca50_logistic"]
+ControlSet = Literal["auto", "default", "full"]
+ControlName = Literal[
+    "majority",
+    "logistic_l2",
+    "logistic_l1",
+    "pca50_logistic",
+    "linear_probe",
+    "knn",
+    "train_mean",
+    "ridge",
+    "celltypist",
+    "no_pretrain",
+]
+
+
+def read_controls(value: Any) -> str | list[str]:
+    """A set of controls, or a list of sets and controls in a fixed order, from either or from words between commas.
+
+    Raises ValueError for a word that is none.
+    """
+    words = value.strip().strip("[]").split(",") if isinstance(value, str) else value
+    if not isinstance(words, list | tuple):
+        raise ValueError(f"must be one of {', '.join(get_args(ControlSet))}, or a list of controls; found {value!r}")
+    words = [str(word).strip() for word in words if str(word).strip()]
+    known = (*get_args(ControlSet), *get_args(ControlName))
+    if unknown := [word for word in words if word not in known]:
+        hint = did_you_mean(unknown[0], known, before="; ")
+        raise ValueError(f"unknown control {', '.join(unknown)}; known: {', '.join(known)}{hint}")
+    words = [word for word in known if word in words]
+    return words[0] if len(words) == 1 and words[0] in get_args(ControlSet) else words
+
+
+HELD_OUT_ONLY = ("label_mapping", "label_ontology", "label_from", "only_cells", "seen_cells", "seen_cells_by")
 
 
 class EvaluationConfig(Section):
-    """What stands beside a test score. `controls`: 'default' is majority and L2 logistic regression; 'full' adds more."""
+    """What stands beside a test score.
 
-    controls: Literal["default", "full"] | list[ControlName] = "default"
+    `controls`: 'default' is the simplest guess and a linear model, 'full' adds more, 'auto' is full below 10,000 cells and default above;
+    or a list of these and of controls, such as [full, no_pretrain]. The default ones are always there.
+    `stratified`: resamples keep the number of test cells of each class. `group_column`: an obs column, such as the donor, whose cells
+    are resampled together; null for that of the split, if it has one.
+    `unknown_threshold`: below this calibrated confidence a cell is called unknown; auto takes the lowest that reaches
+    `unknown_target_accuracy` on dev cells, null calls none unknown.
+    `batch_column`: an obs column, such as the experiment, for scores of how well embeddings of test cells mix its values.
+    `masked_positions`: about how many of the values predicted at masked positions are stored and scored.
+
+    Of data that the model does not come from (`bmfm evaluate OTHER.h5ad`), for a model of the workspace: `label_mapping`, a csv, tsv or json
+    file that says which class of the model each label is; `label_ontology`, an OBO or OWL file that relates the rest; `label_from`,
+    {label column of the model: obs column}; `only_cells`, {obs column: value or values} of the cells to test. `seen_cells`: cells that the
+    model was trained on are refused, left out (drop), or tested all the same (keep); `seen_cells_by`: they are told by their counts, or by
+    name alone.
+    """
+
+    controls: ControlSet | list[ControlSet | ControlName] = "auto"
     rare_class_floor: int = Field(10, ge=0)
     level: float = Field(0.95, gt=0, lt=1)
     resamples: int = Field(1000, ge=1)
+    stratified: bool = False
+    group_column: str | None = None
+    batch_column: str | None = None
+    unknown_threshold: Annotated[float, Field(gt=0, le=1)] | Literal["auto"] | None = "auto"
+    unknown_target_accuracy: float = Field(0.95, gt=0, lt=1)
+    masked_positions: int = Field(2_000_000, ge=1000)
+    label_mapping: str | None = None
+    label_ontology: LabelOntology | None = None
+    label_from: dict[str, str] | None = None
+    only_cells: dict[str, list[str]] | None = None
+    seen_cells: Literal["refuse", "drop", "keep"] = "refuse"
+    seen_cells_by: Literal["counts", "names"] = "counts"
+
+    @field_validator("controls", mode="before")
+    @classmethod
+    def _names_of_controls(cls, value: Any) -> Any:
+        return read_controls(value)
+
+    @field_validator("label_ontology", mode="before")
+    @classmethod
+    def _ontology_or_path(cls, value: Any) -> Any:
+        return read_ontology(value)
+
+    @field_validator("only_cells", mode="before")
+    @classmethod
+    def _lists_of_texts(cls, value: Any) -> Any:
+        """Values of obs are compared as text; one stands for a list of one."""
+        if not isinstance(value, dict):
+            return value
+        return {
+            str(name): [str(one) for one in (values if isinstance(values, list | tuple) else [values])]
+            for name, values in value.items()
+        }
+
+    @property
+    def for_held_out(self) -> list[str]:
+        """The keys that are set here and read for data that the model does not come from alone."""
+        return [name for name in HELD_OUT_ONLY if getattr(self, name) != type(self).model_fields[name].default]

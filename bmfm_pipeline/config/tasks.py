@@ -107,8 +107,73 @@ class PredictTaskConfig(TaskConfig):
     output_embeddings: bool = True
 
 
-class InterpretTaskConfig(TaskConfig):
-    """Attribute predictions to genes."""
+class AttributeSettings(Section):
+    """How gradients are integrated, in the words of captum.
 
-    attribute_kwargs: dict[str, Any] | None = None
+    `n_steps`: points between baseline and cell; null takes as many as each cell needs, 16 to 256. `method`: the rule of integration.
+    `internal_batch_size`: cells times points that are computed at once, which bounds memory.
+    """
+
+    absent: ClassVar[dict[str, Absent]] = {
+        "baselines": Absent((None,), "set task.baseline"),
+        "target": Absent((None,), "set task.attribute_filter"),
+        "additional_forward_args": Absent(),
+        "return_convergence_delta": Absent((None, False, True)),  # always in cells.csv
+    }
+
+    n_steps: int | None = Field(None, ge=1)
+    method: Literal["gausslegendre", "riemann_left", "riemann_right", "riemann_middle", "riemann_trapezoid"] = (
+        "gausslegendre"
+    )
+    internal_batch_size: int = Field(32, ge=1)
+
+
+class InterpretTaskConfig(TaskConfig):
+    """Attribute predictions to genes, by integrated gradients of the scores of label columns.
+
+    `attribute_filter`: the classes of label columns that are attributed; a column that is not named has all, or, of more than 12 classes,
+    those of each cell: the predicted and the true one. `baseline`: what a cell is compared with; `pad` has no genes, `zero` the same
+    genes without expression, `auto` is zero where the model was shown genes that are not expressed, else pad. `max_cells`: test cells
+    of each class. `cells`: an h5ad file to take cells from instead, labels not needed; `layer`: the one of its layers that holds
+    counts, or raw. `seed`: of the choice of cells, resamples and permutations; null is the seed of the run. `level`, `resamples`:
+    intervals over cells; `permutations`: of scores among genes. `sanity_checks`: also compare with shuffled weights.
+    """
+
+    absent: ClassVar[dict[str, Absent]] = {
+        "max_epochs": Absent((None, 1)),
+        "limit_predict_batches": Absent((None, 1.0), "set task.max_cells"),
+    }
+
+    attribute_kwargs: AttributeSettings = Field(default_factory=AttributeSettings)
     attribute_filter: dict[str, list[str]] | None = None
+    baseline: Literal["auto", "pad", "zero"] = "auto"
+    max_cells: int = Field(50, ge=1)
+    cells: str | None = None
+    layer: str | None = None
+    seed: int | None = None
+    level: float = Field(0.95, gt=0, lt=1)
+    resamples: int = Field(1000, ge=1)
+    permutations: int = Field(200, ge=1)
+    sanity_checks: bool = False
+    precision: str | int = "32-true"
+    inference_mode: bool = False
+
+    @field_validator("attribute_kwargs", mode="before")
+    @classmethod
+    def _null_is_default(cls, value: Any) -> Any:
+        return {} if value is None else value
+
+    @field_validator("precision")
+    @classmethod
+    def _exact(cls, value: str) -> str:
+        """Half precision would make the attributions of a cell miss its score."""
+        if value not in ("auto", "32-true"):
+            raise ValueError("attributions are computed in 32-true; remove it")
+        return "32-true"
+
+    @field_validator("inference_mode")
+    @classmethod
+    def _with_gradients(cls, value: bool) -> bool:
+        if value:
+            raise ValueError("attributions need gradients; set inference_mode=false")
+        return value

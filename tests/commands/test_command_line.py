@@ -96,8 +96,15 @@ def test_words_that_mean_nothing_are_refused(arguments, said, capsys):
         (["plan", "."], "'.' is neither an h5ad file nor a known dataset"),
         (["plan", "zheng68k"], "export BMFM_TARGETS_ZHENG68K_DATA="),
         (["plan", "zheng68k-mini", "data_module.max_lenght=64"], "did you mean 'data_module.max_length'?"),
-        (["plan", "zheng68k-mini", "controls=some"], "controls=some: must be one of default, full"),
+        (
+            ["plan", "zheng68k-mini", "controls=some"],
+            "controls=some: unknown control some; known: auto, default, full, majority",
+        ),
         (["plan", "zheng68k-mini", "label="], "label= needs a value"),
+        (["plan", "zheng68k-mini", "few_shot=ten"], "few_shot=ten: 'ten' is not a number"),
+        (["plan", "zheng68k-mini", "seeds=1"], "seeds=1: a spread needs 2 seeds or more"),
+        (["plan", "zheng68k-mini", "parallel=2"], "parallel=2: is about several trainings"),
+        (["plan", "zheng68k-mini", "seeds=2", "parallel=0"], "parallel=0: must be a whole number from 1"),
         (["plan", "zheng68k-mini", "task=perturbation"], "task=perturbation: this version predicts labels of cells"),
         (["pretrain"], "pretrain: name a dataset"),
         (["finetune", "zheng68k-mini", "model.checkpoint=latest"], "no pretrain artefact of zheng68k-mini"),
@@ -121,6 +128,23 @@ def test_the_plan_lists_all_stages_with_a_reason(capsys):
     assert [row["stage"] for row in rows] == ["preprocess", "pretrain", "finetune", "evaluate"]
     assert {row["reason"] for row in rows} == {f"no {row['stage']} artefact of zheng68k-mini yet" for row in rows}
     assert not any(row["cached"] for row in rows) and len({row["key"] for row in rows}) == 4
+
+
+def test_the_plan_of_a_study_lists_every_point_and_what_they_share(capsys):
+    assert cli.main(["plan", "zheng68k-mini", "few_shot=[50,100]", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [(row["stage"], row["point"]) for row in rows] == [
+        ("preprocess", "all points"),
+        ("pretrain", "all points"),
+        ("finetune", "50 %, seed 1234"),
+        ("evaluate", "50 %, seed 1234"),
+        ("finetune", "100 %, seed 1234"),
+        ("evaluate", "100 %, seed 1234"),
+        ("study", "all points"),
+    ]
+    assert cli.main(["plan", "zheng68k-mini", "--json"]) == 0
+    alone = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [row["key"] for row in alone] == [rows[at]["key"] for at in (0, 1, 4, 5)]
 
 
 def test_the_plan_of_unlabelled_cells_has_no_finetuning(mini_h5ad, capsys):

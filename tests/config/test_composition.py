@@ -21,7 +21,8 @@ ON_PRETRAINING = "defaults: [pre_train_config, _self_]\n"
 def test_every_packaged_config_composes(name):
     run = compose(name)
     assert isinstance(run, RunConfig)
-    assert run.task_kind == {"test_config": "test", "predict_config": "predict"}.get(name, "train")
+    others = {"test_config": "test", "predict_config": "predict", "interpret_config": "interpret"}
+    assert run.task_kind == others.get(name, "train")
 
 
 @pytest.mark.parametrize("name", TOP_CONFIGS)

@@ -18,7 +18,7 @@ STEPS = {
     "preprocess": ["check", "split", "label_dictionary", "vocabulary", "transform", "publish"],
     "pretrain": ["prepare", "train", "publish"],
     "finetune": ["prepare", "train", "publish"],
-    "evaluate": ["predict", "controls", "metrics", "report", "publish"],
+    "evaluate": ["predict", "controls", "metrics", "calibration", "embedding_map", "report", "publish"],
 }
 HEAVY = ("prefect", "mlflow", "torch", "pytorch_lightning", "transformers", "anndata", "scanpy", "sklearn")
 DEAD = "http://127.0.0.1:1"  # nothing listens there
@@ -131,6 +131,10 @@ def test_the_last_line_is_one_object_with_the_model_the_artefacts_and_the_metric
         answer["metrics"][0]
     )
     assert len(first.out.splitlines()) == 1, "with --json, what is said to a person goes to stderr"
+    assert answer["report"] == answer["artefacts"]["evaluate"] + "/report.html"
+    page = Path(answer["pipeline_report"]).read_text()
+    assert "made in this run" in page and page.count("<h3>") >= len(STAGES)
+    assert answer["report"] in first.err and answer["pipeline_report"] in first.err
 
 
 def test_a_person_sees_each_stage_each_step_and_the_table(first):
@@ -183,6 +187,8 @@ def test_mlflow_has_config_data_code_curves_and_report(machine, first, revision)
         assert len(steps) == len(set(steps))
     assert "report.html" in [file.path for file in client.list_artifacts(runs["evaluate"].info.run_id)]
     assert runs["evaluate"].data.metrics
+    parent = client.list_artifacts(runs["pipeline"].info.run_id)
+    assert "pipeline_report.html" in [file.path for file in parent]
 
 
 def test_prefect_has_a_completed_run_per_stage_under_that_of_the_pipeline(machine, first):
@@ -215,6 +221,8 @@ def test_prefect_shows_tables_progress_and_links_to_the_report_and_mlflow(machin
     assert float(found["pretrain-train-progress"]["data"]) == 100
     assert first.answer["artefacts"]["evaluate"] in found["evaluate-report"]["data"]
     assert first.answer["mlflow_run_id"] in found["pipeline-mlflow-run"]["data"]
+    assert first.answer["pipeline_report"] in found["pipeline-page-about-the-run"]["data"]
+    assert first.answer["report"] in found["pipeline-evaluation-report"]["data"]
 
 
 # The same command again
@@ -224,6 +232,7 @@ def test_a_second_identical_run_reuses_everything_and_says_the_same(machine, fir
     assert again.answer["artefacts"] == first.answer["artefacts"]
     assert again.answer["metrics"] == first.answer["metrics"]
     assert again.answer["flow_run_id"] is None
+    assert again.answer["pipeline_report"] == first.answer["pipeline_report"]
     for stage in STAGES:
         assert f"{stage}: reused" in again.err
 
@@ -362,6 +371,9 @@ def test_cells_without_labels_are_pretrained_and_their_masked_values_predicted_b
     assert answer["model"] == answer["artefacts"]["pretrain"]
     assert {row["model"] for row in answer["metrics"]} == {"model", "constant"}
     assert all(0 <= row["value"] <= 1 for row in answer["metrics"] if row["metric"] == "accuracy")
+    assert all(
+        row["n"] and row["ci_low"] <= row["value"] for row in answer["metrics"] if row["metric"] in ("mse", "mae")
+    )
     assert "finetune: skipped" in resumed.err
 
 

@@ -169,3 +169,26 @@ def test_a_run_that_is_killed_goes_on_from_its_checkpoint_when_started_again_and
     resumed = [int(step) for step in re.findall(r"resuming from last.ckpt at step (\d+)", server.logs(third))]
     assert len(resumed) == 2
     assert before < resumed[0] < resumed[1] < 300
+
+
+def test_what_deployments_name_is_known_when_a_workspace_is_cleaned(server, tmp_path, monkeypatch):
+    from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    from bmfm_pipeline.storage.life import artefacts_named_in
+    from flows.references import references_of_deployments
+
+    address = f"{server.page}/api"
+    monkeypatch.setenv("PREFECT_API_URL", address)
+    with temporary_settings({PREFECT_API_URL: address}), get_client(sync_client=True) as client:
+        flow = client.read_flow_by_name("predict")
+        named = {
+            "parameters": {"model": "s3://cells/w/artefacts/finetune/0a1b", "input": "cells.h5ad", "output": "out"}
+        }
+        own = client.create_deployment(flow_id=flow.id, name="ours", parameters=named)
+        try:
+            found = {reference.what: reference.texts for reference in references_of_deployments(tmp_path)}
+        finally:
+            client.delete_deployment(own)
+    assert artefacts_named_in(found["deployment predict/ours"]) == {("finetune", "0a1b")}
+    assert len(found) > 10 and not any(artefacts_named_in(texts) for what, texts in found.items() if "ours" not in what)

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-FLOWS = ("preprocess", "pretrain", "finetune", "evaluate", "pipeline")
+FLOWS = ("preprocess", "pretrain", "finetune", "evaluate", "interpret", "pipeline")
 QUESTION = """
 import importlib, json, logging, sys
 from flows import deployments, local, parameters
@@ -50,7 +50,7 @@ print(json.dumps(answer))
 def seen(tmp_path_factory) -> dict:
     home = tmp_path_factory.mktemp("home")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-    command = [sys.executable, "-c", QUESTION, str(home / "state"), *FLOWS]
+    command = [sys.executable, "-c", QUESTION, str(home / "state"), *FLOWS, "predict"]
     done = subprocess.run(
         command, env={**environment, "HOME": str(home)}, capture_output=True, text=True, timeout=120, check=False
     )
@@ -71,6 +71,14 @@ def test_the_page_of_a_flow_shows_its_form_under_a_name_of_its_own(seen, name):
     assert form["additionalProperties"] is False
     assert form["description"]
     assert form["properties"]["target"]["title"] == "Dataset"
+
+
+def test_the_page_of_predict_asks_for_a_model_a_file_and_a_folder(seen):
+    schema = seen["flows"]["predict"]["schema"]
+    group = schema["properties"]["parameters"]
+    form = schema["definitions"][group["$ref"].rsplit("/", 1)[-1]]
+    assert group["title"] == "Prediction" and schema["required"] == ["parameters"]
+    assert form["required"] == ["model", "input", "output"] and form["additionalProperties"] is False
 
 
 def test_only_training_is_tried_again(seen):

@@ -6,11 +6,12 @@ import pytest
 from pydantic import ValidationError
 
 from bmfm_pipeline.config import TestTaskConfig, compose
-from bmfm_pipeline.config.sections import EvaluationConfig
+from bmfm_pipeline.config.sections import ControlSet
 from bmfm_pipeline.stages.planning import DEFAULT_CONFIGS, stage_overrides
 from flows.parameters import (
     EvaluateParameters,
     FinetuneParameters,
+    InterpretParameters,
     PipelineParameters,
     PreprocessParameters,
     PretrainParameters,
@@ -21,6 +22,7 @@ FORMS = {
     "pretrain": PretrainParameters,
     "finetune": FinetuneParameters,
     "evaluate": EvaluateParameters,
+    "interpret": InterpretParameters,
     "pipeline": PipelineParameters,
 }
 VALUES = {
@@ -33,6 +35,10 @@ VALUES = {
     "ci_method": "wilson",
     "num_bootstrap_runs": 11,
     "controls": "full",
+    "cells": "/data/cells.h5ad",
+    "max_cells": 13,
+    "baseline": "zero",
+    "sanity_checks": True,
 }
 every_form = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 every_knob = pytest.mark.parametrize(
@@ -86,8 +92,18 @@ def test_counts_start_at_one_and_rates_above_zero():
 def test_choices_are_those_that_the_configuration_allows(form):
     fields = fields_of(form)
     assert fields["ci_method"]["enum"] == list(get_args(TestTaskConfig.model_fields["ci_method"].annotation))
-    literal = get_args(EvaluationConfig.model_fields["controls"].annotation)[0]
-    assert fields["controls"]["enum"] == list(get_args(literal))
+    assert all(name in fields["controls"]["description"] for name in get_args(ControlSet))
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [("full", "full"), (" no_pretrain , full", "full,no_pretrain"), ("[auto, celltypist]", "auto,celltypist")],
+)
+def test_controls_are_words_between_commas(written, read):
+    form = EvaluateParameters(controls=written)
+    assert form.controls == read
+    run = compose(DEFAULT_CONFIGS["evaluate"], form.to_overrides())
+    assert run.evaluation.controls == (read.split(",") if "," in read else read)
 
 
 def test_a_choice_that_does_not_exist_is_refused():
@@ -100,7 +116,8 @@ def test_a_choice_that_does_not_exist_is_refused():
 @every_form
 def test_empty_inputs_leave_the_configuration_as_it_is(form):
     empty = {name: " " if field["type"] == "string" else None for name, field in fields_of(form).items()}
-    empty.pop("pools", None)  # a box that is ticked or not
+    for box in ("pools", "sanity_checks"):  # ticked or not
+        empty.pop(box, None)
     assert form(**empty) == form()
     assert form(**empty).to_overrides() == []
 
@@ -136,7 +153,7 @@ def test_the_pipeline_has_no_config_of_a_single_stage():
     assert not {"config_name", "config_dir"} & set(fields_of(PipelineParameters))
 
 
-@pytest.mark.parametrize("stage", ["preprocess", "pretrain", "finetune", "evaluate"])
+@pytest.mark.parametrize("stage", ["preprocess", "pretrain", "finetune", "evaluate", "interpret"])
 def test_every_knob_reaches_the_configuration_of_its_stage(stage):
     form = FORMS[stage](**{name: VALUES[name] for name in FORMS[stage].knobs})
     run = compose(DEFAULT_CONFIGS[stage], ["dataset=zheng68k-mini", *form.to_overrides()])
@@ -150,7 +167,31 @@ def test_every_knob_reaches_the_configuration_of_its_stage(stage):
 def test_every_knob_of_the_pipeline_reaches_a_stage():
     names = [name for name in PipelineParameters.knobs if name != "seed"]
     words = PipelineParameters(**{name: VALUES[name] for name in names}).to_overrides()
-    reached = {stage: stage_overrides(stage, words) for stage in DEFAULT_CONFIGS if stage != "predict"}
+    reached = {
+        stage: stage_overrides(stage, words) for stage in DEFAULT_CONFIGS if stage not in ("predict", "interpret")
+    }
     assert reached["evaluate"] == ['task.ci_method="wilson"', "task.num_bootstrap_runs=11"]
     assert reached["pretrain"] == reached["finetune"]
     assert reached["pretrain"] == ["task.max_epochs=3", "task.max_steps=9", "data_module.batch_size=5"]
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"), [("10, 100", "10, 100"), ([10, 100], "[10, 100]"), (True, "true"), (50, "50"), (False, None)]
+)
+def test_shares_of_the_cells_are_text_however_they_are_given(given, kept):
+    assert PipelineParameters(few_shot=given).few_shot == kept
+    assert PipelineParameters(few_shot=given).to_overrides() == []
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("few_shot", "ten", "not a number"),
+        ("seeds", "1", "2 seeds or more"),
+        ("parallel", 0, "parallel"),
+        ("seeds_of", "luck", "seeds_of"),
+    ],
+)
+def test_a_study_that_makes_no_sense_is_refused_by_the_form(field, value, said):
+    with pytest.raises(ValidationError, match=said):
+        PipelineParameters(**{field: value})

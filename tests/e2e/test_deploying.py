@@ -1,0 +1,240 @@
+"""`bmfm deploy` on a real server: made, changed, kept, removed, and what its automations do when an event comes."""
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import yaml
+
+from bmfm_pipeline.config import catalogue
+from bmfm_pipeline.errors import ConfigError
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+GPUS = 8  # other tests of this server run several trainings at the same time
+LAB = {
+    "name": "lab",
+    "title": "cells of our own",
+    "source": {"builder": "zheng68k_mini"},
+    "label_columns": [{"label_column_name": "celltype", "is_stratification_label": True}],
+    "transforms": [],
+    "deployed": True,
+    "evaluate_schedule": {"cron": "0 4 * * *", "timezone": "Europe/Berlin", "active": True},
+    "automations": {"finetune_on": ["regressed"], "notify_on": ["regressed", "failed"]},
+}
+FLOWS = ("preprocess", "pretrain", "finetune", "evaluate", "interpret", "pipeline")
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    with temporary_settings({PREFECT_API_URL: f"{server.page}/api"}), get_client(sync_client=True) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def deploy(client):
+    """flows.deploying.deploy on the server; the deployments that `prefect deploy` has made there are taken over first."""
+    from flows import deploying
+
+    first = deploying.deploy(gpus=GPUS)
+    assert all(
+        "taken over" in row["what"] for row in first["rows"] if row["kind"] == "deployment" and row["change"] == "~"
+    )
+    return deploying.deploy
+
+
+@pytest.fixture
+def lab(tmp_path, monkeypatch):
+    """Write the YAML of one more dataset, changed as said."""
+    folder = tmp_path / "catalogue"
+    folder.mkdir()
+    monkeypatch.setenv("BMFM_DATASETS", str(folder))
+
+    def write(**changed) -> Path:
+        catalogue._read.cache_clear()
+        (folder / "lab.yaml").write_text(yaml.safe_dump(LAB | changed))
+        return folder / "lab.yaml"
+
+    yield write
+    catalogue._read.cache_clear()
+
+
+@pytest.fixture
+def hook(monkeypatch):
+    """A web server on loopback that keeps what is posted to it, as (path, text)."""
+    posted: list[tuple[str, str]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            posted.append((self.path, self.rfile.read(int(self.headers["Content-Length"])).decode()))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *arguments):
+            pass
+
+    listening = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=listening.serve_forever, daemon=True).start()
+    monkeypatch.setenv("BMFM_NOTIFY_URL", f"http://127.0.0.1:{listening.server_port}/planted-secret")
+    yield posted
+    listening.shutdown()
+    listening.server_close()
+
+
+def signs(found: dict, *kinds: str) -> dict[str, str]:
+    return {row["name"]: row["change"] for row in found["rows"] if not kinds or row["kind"] in kinds}
+
+
+def automation_of(client, name: str):
+    (found,) = client.read_automations_by_name(name)
+    return found
+
+
+def regress(client, finetuning, hook, wait_for):
+    """A re-evaluation that regressed, and not one that held, starts the fine-tuning and is told to the webhook."""
+    from prefect.client.schemas.actions import WorkPoolUpdate
+    from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
+    from prefect.events import emit_event
+
+    from flows.automations import dataset_resource, result_event
+
+    selected = DeploymentFilter(id=DeploymentFilterId(any_=[finetuning.id]))
+    client.update_work_pool("gpu", WorkPoolUpdate(is_paused=True))  # the run is not to begin
+    try:
+        of_lab = {"prefect.resource.id": dataset_resource("lab"), "prefect.resource.name": "lab"}
+        emit_event(result_event("held"), resource=of_lab)
+        emit_event(result_event("regressed"), resource=of_lab, payload={"message": 'accuracy fell by "0.1"'})
+        (run,) = wait_for(lambda: client.read_flow_runs(deployment_filter=selected), 60, "the fine-tuning")
+        assert run.created_by.type == "AUTOMATION"
+        wait_for(lambda: hook, 60, "the notification")
+        client.delete_flow_run(run.id)
+    finally:
+        client.update_work_pool("gpu", WorkPoolUpdate(is_paused=False))
+    ((path, text),) = hook
+    said = json.loads(text)
+    assert path == "/planted-secret"
+    assert said["text"] == 'bmfm: lab: accuracy fell by "0.1"'
+    assert (said["event"], said["dataset"]) == ("bmfm.reevaluate.regressed", "lab")
+
+
+def test_a_second_run_changes_nothing_and_says_so(server, deploy):
+    done = server.machine.run("bmfm", "deploy")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == f"{server.page}/api has what the catalogue asks for; nothing to change"
+    assert not any(line.startswith(("+", "-", "~")) for line in done.stdout.splitlines())
+
+
+def test_a_dry_run_shows_what_is_missing_and_leaves_it_missing(deploy, lab, client):
+    lab()
+    for _ in range(2):
+        shown = deploy(dry_run=True)
+        assert shown["dry_run"] and shown["changed"] == sum(row["change"] != "=" for row in shown["rows"])
+        new = {name for name, sign in signs(shown, "deployment").items() if sign == "+"}
+        assert new == {f"{flow}/lab" for flow in FLOWS} | {name for name in new if name.startswith("reevaluate/")}
+    assert "which must be set" in next(row["what"] for row in shown["rows"] if row["kind"] == "webhook")
+    with pytest.raises(ConfigError, match="BMFM_NOTIFY_URL is not set"):
+        deploy()
+    assert not [entry for entry in client.read_deployments() if entry.name == "lab"]
+
+
+def test_a_dataset_of_the_catalogue_gets_deployments_and_automations_that_work_and_loses_them_with_its_yaml(
+    deploy, lab, hook, client, monkeypatch, wait_for
+):
+    lab()
+    made = deploy()
+    assert {f"{flow}/lab" for flow in FLOWS} <= set(signs(made, "deployment"))
+    assert deploy()["changed"] == 0
+    found = client.read_deployment_by_name("finetune/lab")
+    assert (found.work_pool_name, found.parameters) == ("gpu", {"parameters": {"target": "lab"}})
+    assert "bmfm-managed" in found.tags
+    assert "planted-secret" not in json.dumps(made)
+    regress(client, found, hook, wait_for)
+
+    flow = client.create_flow_from_name("finetune")
+    by_hand = client.create_deployment(flow, "by-hand", entrypoint="flows/finetune.py:finetune")
+    monkeypatch.delenv("BMFM_DATASETS")
+    assert deploy(dry_run=True, keep=True)["changed"] == 0
+    gone = deploy()
+    assert {sign for name, sign in signs(gone).items() if "lab" in name} == {"-"}
+    assert {row["kind"] for row in gone["rows"] if row["change"] == "-"} == {"deployment", "automation", "webhook"}
+    assert [entry.name for entry in client.read_deployments() if entry.name == "lab"] == []
+    assert client.read_deployment(by_hand).name == "by-hand"
+    assert deploy()["changed"] == 0
+    client.delete_deployment(by_hand)
+
+
+def test_what_was_switched_on_the_pages_stays_and_what_else_was_edited_there_is_mended(
+    deploy, lab, hook, client, monkeypatch
+):
+    from prefect.client.schemas.actions import DeploymentUpdate
+
+    lab()
+    scheduled = next(row["name"] for row in deploy()["rows"] if row["kind"] == "schedule" and row["change"] == "+")
+    name = "bmfm: fine-tune lab again"
+    before = client.read_deployment_by_name(scheduled)
+    client.update_deployment_schedule(before.id, before.schedules[0].id, active=False)
+    client.pause_automation(automation_of(client, name).id)
+    client.update_deployment(before.id, DeploymentUpdate(description="edited"))
+
+    lab(evaluate_schedule={**LAB["evaluate_schedule"], "cron": "30 5 * * *"})
+    found = deploy()
+    words = [(row["change"], row["kind"], row["what"]) for row in found["rows"] if row["name"] in (scheduled, name)]
+    assert ("~", "deployment", "description") in words
+    assert ("~", "schedule", "0 4 * * * Europe/Berlin -> 30 5 * * * Europe/Berlin") in words
+    assert ("=", "schedule", "off, though the catalogue says on (--reset switches it)") in words
+    assert ("=", "automation", "switched off by hand (--reset switches it on)") in words
+
+    (schedule,) = client.read_deployment_by_name(scheduled).schedules
+    assert (schedule.schedule.cron, schedule.schedule.timezone, schedule.active) == (
+        "30 5 * * *",
+        "Europe/Berlin",
+        False,
+    )
+    assert automation_of(client, name).enabled is False
+    assert deploy()["changed"] == 0
+
+    assert set(signs(deploy(reset=True), "schedule", "automation").values()) == {"~"}
+    assert client.read_deployment_by_name(scheduled).schedules[0].active
+    assert automation_of(client, name).enabled
+    monkeypatch.delenv("BMFM_DATASETS")
+    deploy()
+
+
+def test_a_pool_has_a_limit_of_its_own_and_a_type_that_stays(deploy, client):
+    try:
+        (row,) = [row for row in deploy(gpus=GPUS + 1)["rows"] if row["change"] == "~"]
+        assert (row["name"], row["what"]) == ("gpu", f"limit {GPUS} -> {GPUS + 1}")
+        assert client.read_work_pool("gpu").concurrency_limit == GPUS + 1
+        assert deploy()["changed"] == 0  # nobody asked for another one
+    finally:
+        deploy(gpus=GPUS)
+    with pytest.raises(ConfigError, match="pool 'gpu' is of type process, and the type of a pool cannot be changed"):
+        deploy(pool_types={"gpu": "docker"}, dry_run=True)
+    with pytest.raises(ConfigError, match="no deployment uses such a pool; pools are cpu, gpu"):
+        deploy(pool_types={"gqu": "docker"}, dry_run=True)
+
+
+def test_a_stage_of_a_pipeline_runs_in_the_pipelines_own_place_where_its_pool_is_full(deploy, client):
+    from prefect.context import FlowRunContext
+    from prefect.states import Running
+
+    from flows.pipeline import _has_room
+
+    pipeline = client.create_flow_run_from_deployment(client.read_deployment_by_name("pipeline/zheng68k").id)
+    client.set_flow_run_state(pipeline.id, Running(), force=True)
+    try:
+        taken = client.read_work_pool_concurrency_status("gpu").active_slots
+        with FlowRunContext.model_construct(flow_run=client.read_flow_run(pipeline.id)):
+            deploy(gpus=taken)
+            assert not _has_room("pretrain/zheng68k")
+            assert _has_room("preprocess/zheng68k")
+            deploy(gpus=taken + 1)
+            assert _has_room("pretrain/zheng68k")
+    finally:
+        client.delete_flow_run(pipeline.id)
+        deploy(gpus=GPUS)

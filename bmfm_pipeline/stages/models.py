@@ -98,7 +98,9 @@ def find_checkpoint(
 
 def _newest(word: str, workspace: Workspace, dataset: str | None, stage: str) -> CheckpointSource:
     found = (a for a in list_artefacts(workspace, stage) if dataset is None or a.summary.get("name") == dataset)
-    artefact = next((a for a in found if not a.summary.get("variant")), None)  # one made as a control is nobody's newest model
+    artefact = next(
+        (a for a in found if not a.summary.get("variant")), None
+    )  # one made as a control is nobody's newest model
     if artefact is None:
         raise CheckpointError(
             f"checkpoint '{word}': no {stage} artefact {f'of {dataset} ' if dataset else ''}in {workspace.uri}; run "

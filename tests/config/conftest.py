@@ -10,7 +10,11 @@ import yaml
 
 DOCUMENTATION = Path(__file__).parents[2] / "docs" / "configuration.md"
 SEED_FILE = os.environ.get("BMFM_SEED_FILE", "")
-BASES = {"TestTaskConfig": "test_config", "PredictTaskConfig": "predict_config", "InterpretTaskConfig": "interpret_config"}
+BASES = {
+    "TestTaskConfig": "test_config",
+    "PredictTaskConfig": "predict_config",
+    "InterpretTaskConfig": "interpret_config",
+}
 
 
 def yaml_blocks(document: Path) -> list[str]:

@@ -3,16 +3,21 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: venv demo test lint bench lock clean
+.PHONY: venv demo test lint bench lock audit docker-check clean
 
 venv: .venv/.ready
 
-.venv/.ready: pyproject.toml requirements.lock
+LOCKS := requirements.lock requirements-test.lock
+INSTALL := $(BIN)/python -m pip install -q
+.venv/.ready: pyproject.toml $(LOCKS) requirements-build.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "Python 3.11 is needed; found $$($(PYTHON) --version). Run: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@# torch first and at its exact version: a range would pull another build.
-	$(BIN)/python -m pip install -q torch==2.13.0
-	$(BIN)/python -m pip install -q -e '.[test]' -c requirements.lock
+	@# Everything by its hash, but for torch, whose builds for CPU and CUDA differ: at its exact version, after all that it asks for.
+	$(INSTALL) --require-hashes --no-deps -r requirements-build.lock
+	$(INSTALL) --require-hashes --no-deps --no-build-isolation $(addprefix -r ,$(LOCKS))
+	$(INSTALL) torch==2.13.0
+	$(INSTALL) --no-deps --no-build-isolation -e .
+	@$(BIN)/python -m pip check > /dev/null || { $(BIN)/python -m pip check; exit 1; }
 	@touch $@
 
 # Settings can be added: make demo ARGS="task.max_steps=50"
@@ -32,9 +37,24 @@ test: lint
 bench: venv
 	@for script in $(filter-out %/measuring.py %/processed.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
 
-# Transitive versions, without torch: its CPU and CUDA builds carry different local versions.
-lock: venv
-	$(BIN)/python -m pip freeze --exclude-editable --exclude torch --exclude bmfm-pipeline | grep -v -i -E '^(nvidia|triton|cuda)' > requirements.lock
+# The lock files, from what is installed here. To move a version: change it in pyproject.toml, then run this.
+EXTRAS := test,hvg,interpret,docker,kubernetes,servers
+UV := uv==0.13.8
+lock:
+	$(INSTALL) -e '.[$(EXTRAS)]'
+	@place=$$(mktemp -d) && trap 'rm -rf "$$place"' EXIT && $(INSTALL) --target "$$place" $(UV) && $(BIN)/python .ci/lock.py "$$place/bin/uv"
+
+# Known vulnerabilities of what is locked. It asks a database over the network.
+AUDIT := pip-audit==2.10.1
+audit:
+	@place=$$(mktemp -d) && trap 'rm -rf "$$place"' EXIT && $(PYTHON) -m venv "$$place" && { "$$place/bin/python" -m pip install -q $(AUDIT) \
+	|| { echo "make audit needs a network, and got no $(AUDIT). Run it where there is one: the lock files are all that it reads"; exit 1; }; } \
+	&& { "$$place/bin/pip-audit" --strict --progress-spinner off --require-hashes --disable-pip $(addprefix -r ,$(LOCKS) docker/requirements.lock) \
+	|| { echo "make audit: not clean. Either the table above names what to update, or pypi.org could not be asked about a package"; exit 1; }; }
+
+# What of docker/ and deployments/ can be checked without a container engine: steps, schemas, entry points. Minutes.
+docker-check: venv
+	$(BIN)/python docker/check.py
 
 clean:
 	rm -rf .venv workspace workspace.state

@@ -23,14 +23,15 @@ def references_of_deployments(state_dir: str | os.PathLike) -> list[Reference] |
     import httpx
     from prefect.client.orchestration import get_client
     from prefect.exceptions import PrefectHTTPStatusError
-    from prefect.settings import PREFECT_API_URL
+    from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    address = PREFECT_API_URL.value()
+    # Settings were read when Prefect was imported; what the environment names now goes before them.
+    address = os.environ.get("PREFECT_API_URL") or PREFECT_API_URL.value()
     if not address:
         return None
     found: list[Reference] = []
     try:
-        with get_client(sync_client=True) as client:
+        with temporary_settings({PREFECT_API_URL: address}), get_client(sync_client=True) as client:
             flows = _all(client.read_flows)
             names = {flow.id: flow.name for flow in flows}
             for deployment in _all(client.read_deployments):

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import anndata
@@ -81,25 +82,25 @@ class Place:
         text = "\n".join(self.smaller(line) for line in block.splitlines())
         environment = self.environment
         if "prefect worker" in block:  # a flow runs where the flows are installed: in the checkout that is tested
-            environment = environment | {"BMFM_WORKSPACE": str(self.folder / "workspace")}
+            environment = environment | {"BMFM_WORKSPACE": str(self.folder / "of-workers" / "workspace")}
         process = subprocess.Popen(
             ["bash", "-e", "-o", "pipefail", "-c", text],
             cwd=self.folder, env=environment, text=True, start_new_session=True,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
-        lines = []
+        lines: list[str] = []
+        reading = threading.Thread(target=lambda: lines.extend(process.stdout), daemon=True)
+        reading.start()
         try:
-            for line in process.stdout:
-                lines.append(line)
-                if "Flow run finished" in line:  # the workers of the block hold the pipe open
-                    break
-            code = process.wait(600)
+            code = process.wait(240)  # workers that the block starts hold the pipe open, and outlive it
+            reading.join(0.5)
+            shown = "".join(lines)  # not what workers say when their server is stopped
         finally:
             if "prefect server start" in block:
                 subprocess.run(["prefect", "server", "stop"], env=self.environment, capture_output=True, check=False)
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGTERM)
-        shown = "".join(lines)
+            reading.join(30)
         assert code == 0, f"{text}\nended with {code}:\n{shown}"
         return shown
 

@@ -16,9 +16,16 @@ OLD = "2020-01-01T00:00:00+00:00"
 
 @pytest.fixture
 def aged(finished, tmp_path, monkeypatch):
-    """A copy of the chain's workspace and state, every artefact years old."""
+    """A copy of the chain's workspace and state, every artefact years old, without what other tests have added to it."""
     place = Workspace(tmp_path / "w")
     shutil.copytree(finished.workspace, place.uri)
+    chain, everything = {str(uri) for uri in finished.artefacts.values()}, take_inventory(Workspace(finished.workspace))
+    own = {id for id, item in everything.stored.items() if item.uri in chain}
+    while (more := own | {other for id in own for other in everything.references[id]}) != own:
+        own = more
+    own |= {id for id in everything.stored if id[0] == "control"}
+    for stage, key in everything.stored.keys() - own:
+        shutil.rmtree(Path(place.uri) / "artefacts" / stage / key)
     shutil.copytree(f"{finished.workspace}.state", place.state_dir, ignore=shutil.ignore_patterns("*-artifacts"))
     shutil.rmtree(Path(place.uri) / "runs")
     for manifest in Path(place.uri).glob("artefacts/*/*/artefact.json"):

@@ -46,10 +46,26 @@ def _as_a_page_needs_it(schema: dict[str, Any]) -> None:
             del entry["default"]
 
 
-class FlowParameters(BaseModel):
-    """What every flow takes. Empty values leave the packaged configuration as it is."""
+class Form(BaseModel):
+    """A form on a page: unknown keys are refused, and what is left empty is not set."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra=_as_a_page_needs_it)
+
+    workspace: Text = Field(
+        None,
+        title="Workspace",
+        description="Where artefacts lie: a folder or s3://bucket/prefix. Empty: BMFM_WORKSPACE of the worker, else ./workspace.",
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _empty_is_unset(cls, value: Any) -> Any:
+        return None if isinstance(value, str) and not value.strip() else value
+
+
+class FlowParameters(Form):
+    """What every flow takes. Empty values leave the packaged configuration as it is."""
+
     # Knob -> the configuration key that it sets.
     knobs: ClassVar[dict[str, str]] = {"seed": "seed.seed_value"}
 
@@ -70,16 +86,6 @@ class FlowParameters(BaseModel):
         title="Overrides",
         description="Hydra overrides, one each, such as trainer.learning_rate=0.0001 or data_module.max_length=256.",
     )
-    workspace: Text = Field(
-        None,
-        title="Workspace",
-        description="Where artefacts lie: a folder or s3://bucket/prefix. Empty: BMFM_WORKSPACE of the worker, else ./workspace.",
-    )
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _empty_is_unset(cls, value: Any) -> Any:
-        return None if isinstance(value, str) and not value.strip() else value
 
     @field_validator("overrides", mode="before")
     @classmethod

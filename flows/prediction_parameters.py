@@ -2,17 +2,15 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
+from pydantic import Field, WithJsonSchema, field_validator, model_validator
 
-from flows.parameters import Positive, Text, _as_a_page_needs_it
+from flows.parameters import Form, Positive, Text
 
 TableFormat = Annotated[Literal["csv", "parquet"], WithJsonSchema({"type": "string", "enum": ["csv", "parquet"]})]
 
 
-class PredictParameters(BaseModel):
+class PredictParameters(Form):
     """Labels, probabilities and embeddings for the cells of an h5ad file; labels are not needed."""
-
-    model_config = ConfigDict(extra="forbid", json_schema_extra=_as_a_page_needs_it)
 
     model: str = Field(
         title="Model",
@@ -45,16 +43,6 @@ class PredictParameters(BaseModel):
         description="Cells less sure than this are called unknown: a number, or 'auto' for the model's own threshold. Empty: none.",
     )
     batch_size: Positive = Field(None, title="Batch size", description="Cells in a batch. Empty: as in training.")
-    workspace: Text = Field(
-        None,
-        title="Workspace",
-        description="Where artefacts lie: a folder or s3://bucket/prefix. Empty: BMFM_WORKSPACE of the worker, else ./workspace.",
-    )
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _empty_is_unset(cls, value: Any) -> Any:
-        return None if isinstance(value, str) and not value.strip() else value
 
     @field_validator("format", mode="before")
     @classmethod

@@ -16,6 +16,7 @@ from bmfm_pipeline.evaluation.pages.numbers import number, percent, with_interva
 from bmfm_pipeline.evaluation.pages.rendering import render
 from bmfm_pipeline.evaluation.rows import Evaluation
 from bmfm_pipeline.evaluation.tables import LABELS
+from bmfm_pipeline.evaluation.verdicts import verdict_kind
 
 # What the folder of an evaluation may hold beside its metrics; a section is there when its file is.
 CALIBRATION, EMBEDDING_MAP, CONFUSED = "calibration.json", "embedding_map.json", "confused.json"
@@ -56,7 +57,7 @@ def write_report(
     context: dict[str, Any] = {
         "title": title,
         "lead": lead,
-        "verdicts": [{"text": sentence, "kind": sections.verdict_kind(sentence)} for sentence in evaluation.verdicts],
+        "verdicts": [{"text": sentence, "kind": verdict_kind(sentence)} for sentence in evaluation.verdicts],
         "level": f"{100 * evaluation.level:g}",
         "tables": tables,
         "many": len(targets) > MOST_TARGETS_WITH_CHARTS,

@@ -1,7 +1,8 @@
 """The compiled part of UMAP. Import this module where a map is made: it loads numba."""
 
-import numba
 import numpy as np
+
+from bmfm_pipeline.batching.draws import compiled
 
 # a and b of 1 / (1 + a d^2b), fitted to min_dist 0.1 and spread 1.
 A, B = 1.576943460405378, 0.8950608781227859
@@ -9,15 +10,7 @@ _NEGATIVE = 5
 _LARGEST_STEP = 4.0
 
 
-def _compiled(function):
-    """Keep the compiled kernel on disk; where no folder can be written, compile in every process."""
-    try:
-        return numba.njit(nogil=True, cache=True)(function)
-    except RuntimeError:
-        return numba.njit(nogil=True)(function)
-
-
-@_compiled
+@compiled
 def optimise(layout, heads, tails, every, epochs, seed):
     """Stochastic gradient descent: each edge is drawn once in `every[e]` epochs, and each time 5 random points are pushed away."""
     n, state = len(layout), seed * np.uint64(6364136223846793005) + np.uint64(1442695040888963407)

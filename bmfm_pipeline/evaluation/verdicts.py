@@ -126,8 +126,11 @@ def verdict(
 
 
 def verdict_kind(sentence: str) -> str:
-    """better, worse or open, of a sentence of this module."""
-    return next((kind for kind in ("better", "worse") if f" is {kind} than " in sentence), "open")
+    """How a verdict is marked: better, worse or open; the words carry the meaning, sign and colour only repeat it."""
+    words = sentence.lower()
+    if "no evidence" in words or "not shown" in words:
+        return "open"
+    return next((kind for kind in ("better", "worse") if f"{kind} than" in words), "open")
 
 
 def metric_name(metric: str) -> str:

@@ -32,18 +32,17 @@ from bmfm_pipeline.evaluation.several_classes import predictions_by_class
 from bmfm_pipeline.evaluation.tables import Settings, evaluate_predictions
 from bmfm_pipeline.stages.controls_step import WITHOUT_COUNTS, notes_of_controls
 from bmfm_pipeline.stages.controls_step import controls as controls  # a step, written in its own file
-from bmfm_pipeline.stages.costs import cost_of
 from bmfm_pipeline.stages.embedding_map_step import embedding_map as embedding_map  # a step, written in its own file
 from bmfm_pipeline.stages.held_out import HeldOut, is_held_out_job
 from bmfm_pipeline.stages.held_out_scores import data_of_held_out, predictions_of_held_out, score_held_out
 from bmfm_pipeline.stages.inputs import input_folder
 from bmfm_pipeline.stages.jobs import Job
 from bmfm_pipeline.stages.masked_positions import recording, score_fields
+from bmfm_pipeline.stages.publishing import publish_staged
 from bmfm_pipeline.stages.reporting import report as report  # a step, written in its own file
 from bmfm_pipeline.stages.running import Progress
 from bmfm_pipeline.stages.tracked import finish_tracking, start_tracking
 from bmfm_pipeline.storage import hash_file, read_json, write_json_atomic
-from bmfm_pipeline.storage import publish as publish_artefact
 from bmfm_pipeline.training.gene_tables import with_kept_tables
 from bmfm_pipeline.training.model_card import write_card
 from bmfm_pipeline.training.prepared import PreparedData
@@ -223,17 +222,7 @@ def publish(job: Job, on_progress: Progress) -> dict[str, Any]:
         for row in rows
         if row["model"] == "model" and row["value"] is not None
     }
-    artefact = publish_artefact(
-        job.staging,
-        job.place,
-        job.stage,
-        job.key,
-        inputs=job.inputs,
-        config=job.view,
-        code_version=job.code,
-        summary={"name": job.name, **headline},
-        cost=cost_of(job),
-    )
+    artefact = publish_staged(job, {"name": job.name, **headline})
     links = finish_tracking(
         job,
         artefact,

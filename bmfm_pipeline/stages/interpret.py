@@ -10,13 +10,12 @@ import numpy as np
 
 from bmfm_pipeline.config import RunConfig
 from bmfm_pipeline.errors import ConfigError, DataError
-from bmfm_pipeline.stages.costs import cost_of
 from bmfm_pipeline.stages.inputs import input_folder
 from bmfm_pipeline.stages.jobs import Job
+from bmfm_pipeline.stages.publishing import publish_staged
 from bmfm_pipeline.stages.running import Progress
 from bmfm_pipeline.stages.tracked import finish_tracking, start_tracking
 from bmfm_pipeline.storage import hash_file, read_json, write_json_atomic
-from bmfm_pipeline.storage import publish as publish_artefact
 
 SHOWS_ZEROS = ("all",)
 FEW_CELLS = 10
@@ -319,17 +318,7 @@ def publish(job: Job, on_progress: Progress) -> dict[str, Any]:
     for label, entry in found["labels"].items():
         summary[f"{label}_largest_error"] = entry["completeness"]["largest_error"]
         summary[f"{label}_classes_with_genes"] = sum(bool(one["stand_out"]) for one in entry["classes"])
-    artefact = publish_artefact(
-        job.staging,
-        job.place,
-        job.stage,
-        job.key,
-        inputs=job.inputs,
-        config=job.view,
-        code_version=job.code,
-        summary=summary,
-        cost=cost_of(job),
-    )
+    artefact = publish_staged(job, summary)
     links = finish_tracking(job, artefact, files=["attributions.csv", "interpretation.json", "interpret.html"])
     links["Report"] = artefact.file("interpret.html")
     return {"uri": artefact.uri, "hash": artefact.hash, "summary": artefact.summary, "links": links}

@@ -10,6 +10,7 @@ from bmfm_pipeline.evaluation.pages import sections
 from bmfm_pipeline.evaluation.pages.charts import MOST_TARGETS_WITH_CHARTS, curves, forests
 from bmfm_pipeline.evaluation.pages.numbers import duration, size, with_interval
 from bmfm_pipeline.evaluation.pages.rendering import TEMPLATES, render
+from bmfm_pipeline.evaluation.verdicts import verdict_kind
 from bmfm_pipeline.storage import (
     Artefact,
     Workspace,
@@ -84,9 +85,7 @@ def render_pipeline(parts: Mapping[str, Artefact], reused: Mapping[str, bool]) -
     }
     evaluations = {name: part for name, part in parts.items() if part.stage == "evaluate"}
     found = {name: _json(part, "evaluation.json") for name, part in evaluations.items()}
-    verdicts = [
-        {"text": text, "kind": sections.verdict_kind(text)} for entry in found.values() for text in entry["verdicts"]
-    ]
+    verdicts = [{"text": text, "kind": verdict_kind(text)} for entry in found.values() for text in entry["verdicts"]]
     tables = []
     for entry in found.values():
         for table in sections.metric_tables(entry["rows"], LABELS):

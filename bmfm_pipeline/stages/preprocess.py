@@ -14,13 +14,13 @@ from bmfm_pipeline.data.sources import check_source, open_several, open_source
 from bmfm_pipeline.data.splits import read_split
 from bmfm_pipeline.data.transforms import Chain, build_chain
 from bmfm_pipeline.errors import StorageError
-from bmfm_pipeline.stages.costs import cost_of
 from bmfm_pipeline.stages.fitted_chain import chain_of_model, check_for_model, is_for_model
 from bmfm_pipeline.stages.gene_names import chain_steps, check_gene_names, merges_genes, write_gene_report
 from bmfm_pipeline.stages.gene_tables import local_gene_table
 from bmfm_pipeline.stages.inputs import find_source
 from bmfm_pipeline.stages.jobs import Job
 from bmfm_pipeline.stages.labels import input_dictionary, lost_classes, place_dictionary, place_in_ontologies
+from bmfm_pipeline.stages.publishing import publish_staged
 from bmfm_pipeline.stages.running import Progress, step_result
 from bmfm_pipeline.stages.several_files import look_at_files, numbers_by_file, usable_files
 from bmfm_pipeline.stages.splits import publish_named
@@ -39,7 +39,6 @@ from bmfm_pipeline.storage import (
     strip_userinfo,
     write_json_atomic,
 )
-from bmfm_pipeline.storage import publish as publish_artefact
 
 logger = logging.getLogger(__name__)
 
@@ -256,17 +255,7 @@ def publish(job: Job, on_progress: Progress) -> dict[str, Any]:
     _refuse_other_content(run, job)
     plan = resolve_split(run)
     named = {"split_artefact": publish_named(job, plan.name)} if plan.name else {}
-    artefact = publish_artefact(
-        job.staging,
-        job.place,
-        job.stage,
-        job.key,
-        inputs=job.inputs,
-        config=job.view,
-        code_version=job.code,
-        summary=summary,
-        cost=cost_of(job),
-    )
+    artefact = publish_staged(job, summary)
     copies = place_copies(run, artefact.local())
     shutil.rmtree(job.run_dir / "source", ignore_errors=True)
     links = finish_tracking(job, artefact, files=["report.json", "gene_report.json", "split.json", "label_dict.json"])

@@ -12,12 +12,11 @@ from bmfm_pipeline.evaluation.predictions import read_control_predictions, read_
 from bmfm_pipeline.evaluation.study import PointScores, study_of
 from bmfm_pipeline.evaluation.study_words import differences_of
 from bmfm_pipeline.evaluation.tables import LABELS
-from bmfm_pipeline.stages.costs import cost_of
 from bmfm_pipeline.stages.jobs import Job
+from bmfm_pipeline.stages.publishing import publish_staged
 from bmfm_pipeline.stages.running import Progress
 from bmfm_pipeline.stages.tracked import finish_tracking, log_curve, start_tracking
 from bmfm_pipeline.storage import hash_file, load_artefact, read_json, write_json_atomic, write_text_atomic
-from bmfm_pipeline.storage import publish as publish_artefact
 
 KINDS = {
     "few_shot": "share of the training cells",
@@ -152,17 +151,7 @@ def curve_metrics(study: dict[str, Any]) -> list[tuple[int, dict[str, float]]]:
 def publish(job: Job, on_progress: Progress) -> dict[str, Any]:
     """Publish the study, its curve as metrics by share."""
     study = read_json(job.staging / "study.json")
-    artefact = publish_artefact(
-        job.staging,
-        job.place,
-        job.stage,
-        job.key,
-        inputs=job.inputs,
-        config=job.view,
-        code_version=job.code,
-        summary={"name": job.name, "kind": study["kind"], "points": len(study["points"])},
-        cost=cost_of(job),
-    )
+    artefact = publish_staged(job, {"name": job.name, "kind": study["kind"], "points": len(study["points"])})
     log_curve(job, curve_metrics(study))
     links = finish_tracking(job, artefact, files=["study.json", "study.html", "study.md"])
     links["Study"] = artefact.file("study.html")

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from bmfm_pipeline.config import RunConfig
-from bmfm_pipeline.stages.costs import cost_of
 from bmfm_pipeline.stages.inputs import input_folder
 from bmfm_pipeline.stages.jobs import Job
+from bmfm_pipeline.stages.publishing import publish_staged
 from bmfm_pipeline.stages.running import Progress, step_result
 from bmfm_pipeline.stages.tracked import finish_tracking, log_progress, start_tracking
-from bmfm_pipeline.storage import publish as publish_artefact
 from bmfm_pipeline.storage import read_json, write_json_atomic
 from bmfm_pipeline.training import TrainSpec, train_in_child
 from bmfm_pipeline.training.model_card import write_card
@@ -108,21 +107,14 @@ def publish(job: Job, on_progress: Progress) -> dict[str, Any]:
     for file in sorted((training / "checkpoints").glob("*.ckpt")):
         _link(file, staging / "checkpoints" / file.name)
     (staging / "run_config.json").write_text(json.dumps(job.config, indent=1))
-    artefact = publish_artefact(
-        staging,
-        job.place,
-        job.stage,
-        job.key,
-        inputs=job.inputs,
-        config=job.view,
-        code_version=job.code,
-        summary={
+    artefact = publish_staged(
+        job,
+        {
             "name": job.name,
             **({"variant": job.variant} if job.variant else {}),
             **trained["summary"],
             **_taken_over(staging / "loading_report.json"),
         },
-        cost=cost_of(job),
     )
     folder = artefact.local()
     files = ["loading_report.json", "config.json", "label_dict.json", "calibration.json", "README.md"]

@@ -12,14 +12,6 @@ LISTED_CONFUSIONS = 30
 LISTED_GENES = 10
 
 
-def verdict_kind(sentence: str) -> str:
-    """How a verdict is marked: better, worse or open; the words carry the meaning, sign and colour only repeat it."""
-    words = sentence.lower()
-    if "no evidence" in words or "not shown" in words:
-        return "open"
-    return next((kind for kind in ("better", "worse") if f"{kind} than" in words), "open")
-
-
 def metric_tables(rows: list[dict[str, Any]], names: Mapping[str, str]) -> list[dict[str, Any]]:
     """One table per target: metrics by row, the model and its controls by column. `names` is what models are called."""
     tables = []

@@ -13,7 +13,8 @@ from bmfm_pipeline.evaluation.matching import Matched, match_cells, numbered_ali
 from bmfm_pipeline.evaluation.metrics import ClassCounts, Metric, f1_by_class
 from bmfm_pipeline.evaluation.predictions import TOP, LabelPredictions, Predictions
 from bmfm_pipeline.evaluation.resampling import resampled_together
-from bmfm_pipeline.evaluation.verdicts import Difference, difference_of, metric_name, paired_test, verdict
+from bmfm_pipeline.evaluation.verdicts import difference_of, paired_test
+from bmfm_pipeline.evaluation.wording import Difference, metric_name, verdict
 
 LABEL_METRICS = ("accuracy", "f1", "precision", "recall", "mcc")
 SCORE_METRICS = ("auroc", "auprc")

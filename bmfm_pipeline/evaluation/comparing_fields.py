@@ -10,7 +10,8 @@ from bmfm_pipeline.evaluation.masked_fields import DECIDING, Score, number_score
 from bmfm_pipeline.evaluation.matching import FEWEST_SHARED, MOST_DIFFERING
 from bmfm_pipeline.evaluation.metric_kinds.sums import Sums
 from bmfm_pipeline.evaluation.resampling import resampled
-from bmfm_pipeline.evaluation.verdicts import difference_of, verdict
+from bmfm_pipeline.evaluation.verdicts import difference_of
+from bmfm_pipeline.evaluation.wording import verdict
 
 
 def compare_fields(result: Comparison, a: Contender, b: Contender) -> None:

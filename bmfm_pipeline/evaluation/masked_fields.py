@@ -12,7 +12,8 @@ from bmfm_pipeline.evaluation.metric_kinds.classes import BY_CLASS, ClassCounts,
 from bmfm_pipeline.evaluation.metric_kinds.sums import Sums, SumsMetric
 from bmfm_pipeline.evaluation.resampling import resampled
 from bmfm_pipeline.evaluation.rows import FALLBACK, Evaluation, Settings, metric_row
-from bmfm_pipeline.evaluation.verdicts import Difference, difference_of, verdict
+from bmfm_pipeline.evaluation.verdicts import difference_of
+from bmfm_pipeline.evaluation.wording import Difference, verdict
 
 # With more tokens than these among labels and predictions there are no averages over tokens: each has too few positions.
 MOST_TOKENS = 128

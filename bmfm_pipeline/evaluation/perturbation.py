@@ -16,7 +16,8 @@ from bmfm_pipeline.evaluation.metric_kinds.classes import divided
 from bmfm_pipeline.evaluation.metric_kinds.sums import Sums, mean_of
 from bmfm_pipeline.evaluation.resampling import resampled
 from bmfm_pipeline.evaluation.rows import Evaluation, Settings, add_score
-from bmfm_pipeline.evaluation.verdicts import difference_of, verdict
+from bmfm_pipeline.evaluation.verdicts import difference_of
+from bmfm_pipeline.evaluation.wording import verdict
 
 CONTROL, TRAIN_MEAN = "Control", "Average_Perturbation_Train"
 TOP_GENES = 20

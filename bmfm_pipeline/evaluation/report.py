@@ -16,7 +16,7 @@ from bmfm_pipeline.evaluation.pages.numbers import number, percent, with_interva
 from bmfm_pipeline.evaluation.pages.rendering import render
 from bmfm_pipeline.evaluation.rows import Evaluation
 from bmfm_pipeline.evaluation.tables import LABELS
-from bmfm_pipeline.evaluation.verdicts import verdict_kind
+from bmfm_pipeline.evaluation.wording import verdict_kind
 
 # What the folder of an evaluation may hold beside its metrics; a section is there when its file is.
 CALIBRATION, EMBEDDING_MAP, CONFUSED = "calibration.json", "embedding_map.json", "confused.json"

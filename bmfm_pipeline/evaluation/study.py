@@ -16,7 +16,8 @@ from bmfm_pipeline.evaluation.study_words import (
     passing_sentences,
     spread_sentences,
 )
-from bmfm_pipeline.evaluation.verdicts import SMALLER_IS_BETTER, Difference, difference_of, paired_differences
+from bmfm_pipeline.evaluation.verdicts import difference_of, paired_differences
+from bmfm_pipeline.evaluation.wording import SMALLER_IS_BETTER, Difference
 
 # What a model is measured against: the first of these that was fitted.
 REFERENCES = ("logistic_l2", "ridge", "train_mean", "majority")

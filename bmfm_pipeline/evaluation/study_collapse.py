@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from bmfm_pipeline.evaluation.verdicts import SMALLER_IS_BETTER
+from bmfm_pipeline.evaluation.wording import SMALLER_IS_BETTER
 
 FLOORS = ("majority", "train_mean")
 # A score no further above that of a constant guess is taken for one: points of accuracy, or a share of the squared error.

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from bmfm_pipeline.evaluation.verdicts import NAMES, SMALLER_IS_BETTER, is_share, metric_name
+from bmfm_pipeline.evaluation.wording import NAMES, SMALLER_IS_BETTER, is_share, metric_name
 
 
 def summary_row(study: dict[str, Any], target: str, metric: str, fraction: float, model: str = "model") -> dict | None:

@@ -10,7 +10,7 @@ from bmfm_pipeline.evaluation.pages import sections
 from bmfm_pipeline.evaluation.pages.charts import MOST_TARGETS_WITH_CHARTS, curves, forests
 from bmfm_pipeline.evaluation.pages.numbers import duration, size, with_interval
 from bmfm_pipeline.evaluation.pages.rendering import TEMPLATES, render
-from bmfm_pipeline.evaluation.verdicts import verdict_kind
+from bmfm_pipeline.evaluation.wording import verdict_kind
 from bmfm_pipeline.storage import (
     Artefact,
     Workspace,

@@ -14,7 +14,7 @@ from bmfm_pipeline.evaluation.metrics import Metric
 from bmfm_pipeline.evaluation.pages.comparison import comparison_html, comparison_markdown, comparison_text
 from bmfm_pipeline.evaluation.predictions import LabelPredictions, Predictions
 from bmfm_pipeline.evaluation.resampling import resampled
-from bmfm_pipeline.evaluation.verdicts import verdict_kind
+from bmfm_pipeline.evaluation.wording import verdict_kind
 
 NAMES = ["B", "NK", "T"]
 TRUTH = np.random.default_rng(0).integers(0, 3, 400)

@@ -33,7 +33,7 @@ from bmfm_pipeline.evaluation.controls.fitting import PENALTIES, best_penalty, f
 from bmfm_pipeline.evaluation.controls.values import ROWS_AT_ONCE
 from bmfm_pipeline.evaluation.predictions import LabelPredictions
 from bmfm_pipeline.evaluation.tables import LABELS
-from bmfm_pipeline.evaluation.verdicts import NAMES
+from bmfm_pipeline.evaluation.wording import NAMES
 
 CLASS_NAMES = ["B", "Mono", "NK", "T"]
 

@@ -15,7 +15,7 @@ from bmfm_pipeline.evaluation import write_report
 from bmfm_pipeline.evaluation.pages import rendering
 from bmfm_pipeline.evaluation.predictions import LabelPredictions, Predictions
 from bmfm_pipeline.evaluation.tables import Evaluation, Settings, evaluate_predictions
-from bmfm_pipeline.evaluation.verdicts import verdict_kind
+from bmfm_pipeline.evaluation.wording import verdict_kind
 
 HOSTILE = ["<script>alert('B')</script>", '"><img src=x onerror=alert(1)>', "T & NK", "γδ T"]
 

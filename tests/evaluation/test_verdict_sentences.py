@@ -6,17 +6,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from bmfm_pipeline.evaluation import verdicts
+from bmfm_pipeline.evaluation import verdicts, wording
 from bmfm_pipeline.evaluation.intervals import resampled
 from bmfm_pipeline.evaluation.metrics import Metric
-from bmfm_pipeline.evaluation.verdicts import (
-    Difference,
-    class_verdicts,
-    mcnemar,
-    paired_difference,
-    value_verdicts,
-    verdict_kind,
-)
+from bmfm_pipeline.evaluation.verdicts import class_verdicts, mcnemar, paired_difference, value_verdicts
+from bmfm_pipeline.evaluation.wording import Difference, verdict_kind
 
 OPTIONS = {"resamples": 500, "level": 0.95, "seed": 0}
 
@@ -90,7 +84,7 @@ def test_accuracy_and_macro_f1_may_point_in_different_directions():
 
 
 def test_an_interval_that_barely_leaves_out_zero_is_written_so_that_this_shows():
-    barely = verdicts.verdict("kind", "majority", [Difference("accuracy", 0.004, 0.0002, 0.01)], level=0.95)
+    barely = wording.verdict("kind", "majority", [Difference("accuracy", 0.004, 0.0002, 0.01)], level=0.95)
     assert (
         barely
         == "kind: the model is better than the commonest class by 0.40 points of accuracy, 95 % interval 0.02 to 1.00"
@@ -99,7 +93,7 @@ def test_an_interval_that_barely_leaves_out_zero_is_written_so_that_this_shows()
 
 def test_smaller_errors_are_better_and_other_metrics_are_told_in_their_own_units():
     def of(metric, *numbers):
-        return verdicts.verdict("age", "train_mean", [Difference(metric, *numbers)], level=0.9)
+        return wording.verdict("age", "train_mean", [Difference(metric, *numbers)], level=0.9)
 
     assert of("mae", -0.25, -0.5, -0.125) == (
         "age: the model is better than the mean of the training cells by 0.25 of mean absolute error, 90 % interval 0.125 to 0.5"

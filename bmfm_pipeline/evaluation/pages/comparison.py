@@ -8,7 +8,7 @@ from bmfm_pipeline.evaluation.pages.drawing import Drawing
 from bmfm_pipeline.evaluation.pages.markdown import bullets, facts, plain, table
 from bmfm_pipeline.evaluation.pages.numbers import number, with_interval
 from bmfm_pipeline.evaluation.pages.rendering import render
-from bmfm_pipeline.evaluation.verdicts import SMALLER_IS_BETTER, metric_name, verdict_kind
+from bmfm_pipeline.evaluation.wording import SMALLER_IS_BETTER, metric_name, verdict_kind
 
 WIDTH, ROOM = 340, 56  # of the chart, and what the words on a side of its line at 0 take
 # What the last column of a table says: of A, by the row's own interval, and by those widened for all rows.

@@ -9,7 +9,7 @@ from bmfm_pipeline.evaluation.pages.markdown import bullets, facts, plain, table
 from bmfm_pipeline.evaluation.pages.numbers import number, with_interval
 from bmfm_pipeline.evaluation.pages.rendering import render
 from bmfm_pipeline.evaluation.study_words import differences_of, interval_of_mean, sentence_kind, signed
-from bmfm_pipeline.evaluation.verdicts import metric_name
+from bmfm_pipeline.evaluation.wording import metric_name
 
 WIDTH, HEIGHT = 460, 300
 SHOWN = ("accuracy", "f1", "mse")

@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: venv demo test lint bench lock audit docker-check clean
+.PHONY: venv demo test lint bench screenshots lock audit docker-check clean
 
 venv: .venv/.ready
 
@@ -36,6 +36,10 @@ test: lint
 
 bench: venv
 	@for script in $(filter-out %/measuring.py %/processed.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
+
+# The pictures of docs/images, by headless Chromium, of a run of their own. Look at them before they are committed.
+screenshots: venv
+	$(BIN)/python docs/screenshots/take.py
 
 # The lock files, from what is installed here. To move a version: change it in pyproject.toml, then run this.
 EXTRAS := test,hvg,interpret,docker,kubernetes,servers

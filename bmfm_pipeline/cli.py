@@ -12,7 +12,19 @@ from bmfm_pipeline.errors import PipelineError, Preempted
 
 EXIT_USER_ERROR = 2
 EXIT_PREEMPTED = 75
-TAKE_OVERRIDES = ("run", "plan", "preprocess", "pretrain", "finetune", "evaluate", "predict", "interpret")
+TAKE_OVERRIDES = (
+    "benchmark",
+    "run",
+    "plan",
+    "preprocess",
+    "pretrain",
+    "finetune",
+    "evaluate",
+    "predict",
+    "interpret",
+    "promote",
+    "reevaluate",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -58,9 +70,11 @@ def _overrides(parser: argparse.ArgumentParser, words: Sequence[str]) -> list[st
 
 
 def _guarded(known: argparse.Namespace) -> int:
-    logging.basicConfig(
-        level=logging.INFO if known.verbose else logging.WARNING, format="%(message)s", stream=sys.stderr
-    )
+    from bmfm_pipeline.tracking.redaction import RedactedLines, redact_text
+
+    terminal = logging.StreamHandler(sys.stderr)
+    terminal.setFormatter(RedactedLines("%(message)s"))
+    logging.basicConfig(level=logging.INFO if known.verbose else logging.WARNING, handlers=[terminal])
     logging.getLogger("bmfm_pipeline").setLevel(logging.INFO)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads slow everything on a machine with other work
     if known.workspace:
@@ -70,9 +84,10 @@ def _guarded(known: argparse.Namespace) -> int:
     try:
         result = commands.find(known.command)(known)
     except PipelineError as error:
-        print(f"error: {error}", file=sys.stderr)
+        said = redact_text(str(error))
+        print(f"error: {said}", file=sys.stderr)
         if known.json:
-            print(json.dumps({"error": str(error), "kind": type(error).__name__}))
+            print(json.dumps({"error": said, "kind": type(error).__name__}))
         return EXIT_PREEMPTED if isinstance(error, Preempted) else EXIT_USER_ERROR
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on where it stopped", file=sys.stderr)
@@ -169,9 +184,21 @@ def _parser() -> argparse.ArgumentParser:
         "--batch-column", metavar="COLUMN", help="obs column of the input: score how well embeddings mix its values"
     )
     predict.add_argument(
+        "--perturb", action="append", default=[], metavar="GENE=EXPRESSION",
+        help="what a change of a gene's expression does to the cells: GENE=0, 'GENE=MAX * 0.5', GENE1=0,GENE2=0 for both at once; a model of "
+        "perturbations also takes a bare GENE; may be repeated",
+    )  # fmt: skip
+    predict.add_argument(
         "--unknown-below", metavar="X",
         help="cells whose confidence is less are called unknown: a number, or 'auto' for the threshold that the model carries",
     )  # fmt: skip
+    benchmark = add("benchmark", "every dataset of a suite with every model and seed, and one table")
+    benchmark.add_argument(
+        "suite", nargs="?", metavar="SUITE",
+        help="a name, or the YAML file of a suite; without it the known ones are listed. Then seeds=5, datasets=..., models=..., controls=..., "
+        "parallel=N, fan_out=dask and overrides for all",
+    )  # fmt: skip
+    benchmark.add_argument("--plan", action="store_true", help="show what would run, and why, and stop")
     compare = add(
         "compare", "two evaluations side by side: paired where their test cells are the same, unpaired otherwise"
     )
@@ -186,6 +213,21 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--level", type=float, default=0.95, metavar="SHARE", help="of the intervals (default 0.95)")
     compare.add_argument("--resamples", type=int, default=10_000, metavar="N", help="of the test cells (default 10000)")
     compare.add_argument("--seed", type=int, default=0, metavar="N", help="of the resamples (default 0)")
+    again = add("reevaluate", "test the champion of a dataset on the data as they are now, and a challenger beside it")
+    again.add_argument(
+        "target", nargs="?", metavar="TARGET", help="a dataset name, or the h5ad file the model is about"
+    )
+    again.add_argument(
+        "--data", metavar="FILE", help="test on these cells instead: an h5ad file, a folder of them, or a dataset"
+    )
+    promote = add("promote", "register a model as challenger; it becomes champion where the evidence allows it")
+    promote.add_argument(
+        "target", nargs="?", metavar="TARGET", help="a dataset name, or the h5ad file the model is about"
+    )
+    promote.add_argument(
+        "--model", default="latest", metavar="URI",
+        help="a fine-tuned model artefact (default: the newest of the dataset in this workspace)",
+    )  # fmt: skip
     export = add("export", "a model as a folder to share: weights, vocabulary, classes, and a card with its numbers")
     export.add_argument("--model", required=True, metavar="URI", help="a model artefact")
     export.add_argument("--output", required=True, metavar="DIR", help="a folder that is not there yet")
@@ -235,7 +277,9 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     deploy.add_argument("--reset", action="store_true", help="also overwrite what was switched on the server's pages")
     deploy.add_argument("--keep", action="store_true", help="leave what is gone from the catalogue")
-    add("doctor", "check versions, accelerator, disk and MLflow")
+    add(
+        "doctor", "check versions, machine, workspace, MLflow and Prefect; says how to mend what is wrong (exit code 1)"
+    )
     interface = add("ui", "open the Prefect and MLflow pages on this machine (Ctrl-C stops both)")
     interface.add_argument("--prefect-port", type=int, default=4200)
     interface.add_argument("--mlflow-port", type=int, default=5000)

@@ -56,7 +56,7 @@ def deploy(
     address = PREFECT_API_URL.value()
     if not address:
         raise ConfigError(f"deployments live on a Prefect server, and none is named; {START}")
-    _reach_loopback_directly(address)
+    reach_loopback_directly(address)
     try:
         with get_client(sync_client=True) as client:
             changes = list(_changes(client, gpus, pool_types or {}, reset, keep, dry_run))
@@ -65,7 +65,7 @@ def deploy(
                 if change.act is not None:
                     change.act(client)
     except PrefectHTTPStatusError as error:
-        raise PipelineError(_refused(address, error)) from error
+        raise PipelineError(refused(address, error)) from error
     except (httpx.TransportError, OSError) as error:
         raise PipelineError(
             f"no Prefect server answers at {address} ({error or type(error).__name__}); {START}"
@@ -73,7 +73,7 @@ def deploy(
     return {"server": address, "dry_run": dry_run, "changed": len(todo), "rows": [change.row() for change in changes]}
 
 
-def _reach_loopback_directly(address: str) -> None:
+def reach_loopback_directly(address: str) -> None:
     """A proxy has no way to this machine's loopback."""
     host = urlsplit(address).hostname
     named = [word for word in (os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or "").split(",") if word]
@@ -81,7 +81,8 @@ def _reach_loopback_directly(address: str) -> None:
         os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join([*named, host])
 
 
-def _refused(address: str, error: PrefectHTTPStatusError) -> str:
+def refused(address: str, error: PrefectHTTPStatusError) -> str:
+    """What a server's refusal means, and what to set."""
     status = error.response.status_code
     if status in (401, 403):
         return (

@@ -13,6 +13,7 @@ FLOWS = {
     "pretrain": "Pretrain a model on {title}",
     "finetune": "Fine-tune a model on the labels of {title}",
     "evaluate": "Test the fine-tuned model of {title}, with confidence intervals and controls",
+    "reevaluate": "Test the champion of {title} on the data as they are now, and a challenger beside it",
     "interpret": "Which genes the predictions of the model of {title} come from",
     "pipeline": "The whole chain on {title}",
 }
@@ -20,7 +21,8 @@ FLOWS = {
 OF_ANY_FILE = {"predict": ("file", "Labels, probabilities and embeddings for the cells of any h5ad file")}
 # How many runs a pool starts at once is a limit of the pool (`bmfm deploy --gpus`). A limit of a deployment is a lease that its run
 # renews, and a run that cannot, because the server is away or has forgotten it, is ended by Prefect: no place for long trainings.
-POOLS = {"preprocess": "cpu"}  # everything else runs a model
+# A pipeline starts its stages on their pools, and only waits.
+POOLS = {"preprocess": "cpu", "pipeline": "cpu"}  # everything else runs a model
 DEFAULT_POOL = "gpu"
 PREFECT_VERSION = "3.8.8"
 # What a worker does before a run: it finds the flows where they are installed.
@@ -38,6 +40,7 @@ HEADER = """\
 #   prefect --no-prompt deploy --all --prefect-file deployments/prefect.yaml
 #   prefect worker start --pool cpu     (and another one: --pool gpu)
 #   prefect deployment run pretrain/zheng68k
+#   prefect deployment run benchmark/demo
 #   prefect deployment run predict/file --param parameters='{"model": "latest", "input": "cells.h5ad", "output": "predictions"}'
 # Set BMFM_WORKSPACE, MLFLOW_TRACKING_URI and the datasets' folders (BMFM_TARGETS_ZHENG68K_DATA) where the workers start.
 """
@@ -56,11 +59,14 @@ def locate_flows() -> dict[str, str]:
 
 
 def deployments() -> list[dict[str, Any]]:
-    """One deployment for each flow and each dataset that the catalogue marks as deployed, and those that take any file."""
+    """One deployment for each flow and each dataset that the catalogue marks as deployed, for each such suite, and those that take any
+    file."""
     from bmfm_pipeline.config import list_entries
+    from bmfm_pipeline.config.suites import list_suites
 
     of_datasets = [_deployment(flow, entry) for flow in FLOWS for entry in list_entries() if entry.deployed]
-    return of_datasets + [_of_any_file(flow, *said) for flow, said in OF_ANY_FILE.items()]
+    of_suites = [_of_suite(suite) for suite in list_suites() if suite.deployed]
+    return of_datasets + of_suites + [_of_any_file(flow, *said) for flow, said in OF_ANY_FILE.items()]
 
 
 def _of_any_file(flow: str, name: str, description: str) -> dict[str, Any]:
@@ -71,6 +77,19 @@ def _of_any_file(flow: str, name: str, description: str) -> dict[str, Any]:
         "entrypoint": f"flows/{flow}.py:{flow}",
         "enforce_parameter_schema": True,
         "work_pool": {"name": POOLS.get(flow, DEFAULT_POOL)},
+    }
+
+
+def _of_suite(suite: Any) -> dict[str, Any]:
+    """Its trainings run one after the other in its own place, or wherever BMFM_DASK of the worker says."""
+    return {
+        "name": suite.name,
+        "description": f"Benchmark: {suite.title or suite.name}",
+        "tags": ["bmfm", "benchmark"],
+        "entrypoint": "flows/benchmark.py:benchmark",
+        "parameters": {"parameters": {"suite": suite.name}},
+        "enforce_parameter_schema": True,
+        "work_pool": {"name": POOLS.get("benchmark", DEFAULT_POOL)},
     }
 
 
@@ -86,7 +105,7 @@ def _deployment(flow: str, entry: Any) -> dict[str, Any]:
         "work_pool": {"name": pool},
     }
     schedule = entry.evaluate_schedule
-    if flow == "evaluate" and schedule is not None:
+    if flow == "reevaluate" and schedule is not None:
         made["schedules"] = [{"cron": schedule.cron, "timezone": schedule.timezone, "active": schedule.active}]
     return made
 

@@ -151,14 +151,39 @@ def start_here(
     `parameters` are the fields of flows.parameters.PipelineParameters. Errors of the stages are raised as they are. The server
     lives as long as this process.
     """
+
+    def load() -> Callable[[Listener], dict[str, Any]]:
+        from flows.parameters import PipelineParameters
+        from flows.pipeline import run_pipeline
+
+        return lambda first: run_pipeline(PipelineParameters.model_validate(parameters), first)
+
+    return _start(state_dir, load, on_progress)
+
+
+def start_benchmark_here(
+    state_dir: str | os.PathLike, parameters: dict[str, Any], on_progress: Listener | None = None
+) -> dict[str, Any]:
+    """What `bmfm benchmark` calls, as start_here; `parameters` are the fields of flows.benchmark_parameters.BenchmarkParameters."""
+
+    def load() -> Callable[[Listener], dict[str, Any]]:
+        from flows.benchmark import run_benchmark_here
+        from flows.benchmark_parameters import BenchmarkParameters
+
+        return lambda first: run_benchmark_here(BenchmarkParameters.model_validate(parameters), first)
+
+    return _start(state_dir, load, on_progress)
+
+
+def _start(
+    state_dir: str | os.PathLike, load: Callable[[], Callable[[Listener], dict[str, Any]]], on_progress: Listener | None
+) -> dict[str, Any]:
     began = time.monotonic()
     server = None
     if "prefect" not in sys.modules:
         prepare(state_dir)
         server = _serve()
-    from flows.parameters import PipelineParameters
-    from flows.pipeline import run_pipeline
-
+    carry_out = load()
     if server is not None:
         server.wait()
     # Its lines would reach the terminal through whatever handler the root logger has; they are on the run's page.
@@ -172,5 +197,5 @@ def start_here(
             on_progress(event)
 
     with _sigterm_like_ctrl_c():
-        result = run_pipeline(PipelineParameters.model_validate(parameters), first)
+        result = carry_out(first)
     return {**result, "start_seconds": round(started[0], 2) if started else None}

@@ -1,20 +1,41 @@
-"""What the page of a run shows: progress, tables and links, and a name a person can read."""
+"""What the page of a run shows when a step is done: tables, figures and links, and a name a person can read."""
 
+import functools
 import re
 import time
+from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
+import httpx
 from prefect import get_client, runtime
-from prefect.artifacts import (
-    create_link_artifact,
-    create_progress_artifact,
-    create_table_artifact,
-    update_progress_artifact,
-)
+from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 from prefect.logging import get_run_logger
 
-UPDATE_SECONDS = 5.0
+from bmfm_pipeline.storage import load_artefact, read_json
+from flows.course import embedded
+
+# Figures lie in Prefect's database: few and small ones. The page of an evaluation has all of them.
+MOST_BYTES_OF_A_FIGURE, MOST_BYTES = 60_000, 250_000
+FIRST_FIGURES = ("accuracy", "macro-f1", "mse", "confusion", "reliability", "risk", "train-loss", "validation")
+
+
+def _when_it_answers(show: Callable[..., None]) -> Callable[..., None]:
+    """What a page shows is waited for while the server is away for a moment; where it stays away, the work goes on without."""
+
+    @functools.wraps(show)
+    def shown(*given: Any, **named: Any) -> None:
+        for wait in (1, 2, 4, 8, 16, 0):
+            try:
+                return show(*given, **named)
+            except httpx.TransportError as error:
+                if not wait:
+                    get_run_logger().warning(
+                        "Prefect's server does not take what the page shows (%s); the work goes on", error
+                    )
+            time.sleep(wait)
+
+    return shown
 
 
 def artifact_key(*parts: str) -> str:
@@ -22,6 +43,7 @@ def artifact_key(*parts: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", "-".join(parts).lower()).strip("-")
 
 
+@_when_it_answers
 def label_run(*tags: str, name: str | None = None) -> None:
     """Add tags to the current flow run, and rename it, once it is known what it makes."""
     if runtime.flow_run.id is None:
@@ -32,6 +54,7 @@ def label_run(*tags: str, name: str | None = None) -> None:
         client.update_flow_run(run, name=name, tags=sorted({*known, *tags}))
 
 
+@_when_it_answers
 def show_table(key: str, rows: list[dict[str, Any]], description: str) -> None:
     if rows:
         columns = list(dict.fromkeys(name for row in rows for name in row))
@@ -39,6 +62,7 @@ def show_table(key: str, rows: list[dict[str, Any]], description: str) -> None:
         create_table_artifact(table=table, key=key, description=description)
 
 
+@_when_it_answers
 def show_links(key: str, links: dict[str, str]) -> None:
     """One link artifact each, such as the MLflow run and the report."""
     for text, address in links.items():
@@ -46,6 +70,48 @@ def show_links(key: str, links: dict[str, str]) -> None:
             create_link_artifact(
                 link=_address(address), link_text=text, key=artifact_key(key, text), description=address
             )
+
+
+@_when_it_answers
+def show_figures(key: str, uri: str, title: str, links: dict[str, str]) -> None:
+    """The figures of an artefact in one page, below the sentences of its verdict. Links to places that only this machine has are text.
+
+    A page of Prefect shows an image artifact with its whole address in letters; in markdown the figure carries its bytes.
+    """
+    artefact = load_artefact(uri)
+    names = sorted((name for name in artefact.files if re.fullmatch(r"figures/[^/]+\.svg", name)), key=_place_of_figure)
+    if not names:
+        return
+    told = next((name for name in ("evaluation.json", "study.json") if name in artefact.files), None)
+    said = read_json(artefact.local_file(told)).get("verdicts", []) if told else []
+    shown, taken = [], 0
+    for name in names:
+        size = artefact.files[name]["bytes"]
+        if size <= MOST_BYTES_OF_A_FIGURE and taken + size <= MOST_BYTES:
+            taken += size
+            about = name.rsplit("/", 1)[-1].removesuffix(".svg").replace("-", " ")
+            shown.append(f"*{about}*\n\n{embedded(about, artefact.local_file(name).read_bytes())}")
+    where = [f"[{text}]({place})" if is_page(place) else f"{text}: `{place}`" for text, place in links.items() if place]
+    rest = f"{len(names) - len(shown)} more figures are in the report." if len(names) > len(shown) else ""
+    verdicts = "\n".join(f"- {sentence}" for sentence in said)
+    parts = [f"### {title}", verdicts, "\n\n".join(shown), rest, "\n\n".join(where)]
+    create_markdown_artifact(
+        "\n\n".join(filter(None, parts)), key=artifact_key(key, "figures"), description=said[0] if said else title
+    )
+
+
+def _place_of_figure(name: str) -> tuple[int, str]:
+    own = name.removeprefix("figures/")
+    return next((place for place, start in enumerate(FIRST_FIGURES) if own.startswith(start)), len(FIRST_FIGURES)), own
+
+
+def in_mlflow(run: str | None, file: str) -> str:
+    """The address at which MLflow shows a file of a run: a browser opens no file of this disk from a page of a server."""
+    return f"{run}/artifacts/{file}" if run and is_page(run) else ""
+
+
+def is_page(place: str) -> bool:
+    return place.startswith(("http://", "https://"))
 
 
 def _address(place: str) -> str:
@@ -56,68 +122,3 @@ def _cell(value: Any) -> Any:
     if isinstance(value, float):
         return round(value, 4)
     return "" if value is None else value if isinstance(value, int | str) else str(value)
-
-
-class ProgressPage:
-    """Relays the events of a step: a progress artifact, updated every few seconds, and lines in the run's log.
-
-    An event is a plain dictionary; `fraction`, or `step` with `max_steps` or `total`, moves the bar, `message` is logged.
-    """
-
-    def __init__(self, key: str, listener=None):
-        self._key = key
-        self._listener = listener
-        self._artifact: UUID | None = None
-        self._updated = 0.0
-
-    def __call__(self, event: dict[str, Any]) -> None:
-        if self._listener is not None:
-            self._listener(event)
-        if message := event.get("message") or event.get("text"):
-            level = str(event.get("level", "info")).lower()
-            log = get_run_logger()
-            (log.warning if level.startswith("warn") else log.error if level == "error" else log.info)("%s", message)
-        done = _fraction(event)
-        if done is None:
-            return
-        if time.monotonic() - self._updated < UPDATE_SECONDS and done < 1.0:
-            return
-        percent, text = min(100.0, max(0.0, 100 * done)), _describe(event)
-        try:
-            self._show(percent, text)
-        except Exception as error:  # a server that is away for a while must not end a training of days
-            get_run_logger().warning("Prefect's server does not take the progress (%s); the work goes on", error)
-        self._updated = time.monotonic()
-        get_run_logger().info("%3.0f %%  %s", percent, text)
-
-    def _show(self, percent: float, text: str) -> None:
-        if self._artifact is None:
-            self._artifact = create_progress_artifact(progress=percent, key=self._key, description=text)
-        else:
-            update_progress_artifact(self._artifact, progress=percent, description=text)
-
-
-def _fraction(event: dict[str, Any]) -> float | None:
-    if event.get("fraction") is not None:
-        return float(event["fraction"])
-    total = event.get("max_steps") or event.get("total_steps") or event.get("total")
-    done = event.get("step", event.get("done"))
-    if not total or not isinstance(done, int | float) or not isinstance(total, int | float) or total <= 0:
-        return None
-    return done / total
-
-
-def _describe(event: dict[str, Any]) -> str:
-    shown = (
-        "epoch",
-        "step",
-        "max_steps",
-        "total",
-        "loss",
-        "val_loss",
-        "train/loss",
-        "validation/loss",
-        "cells_per_s",
-        "eta_s",
-    )
-    return ", ".join(f"{name} {_cell(event[name])}" for name in shown if event.get(name) is not None) or "working"

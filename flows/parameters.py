@@ -12,6 +12,8 @@ from bmfm_pipeline.config.tasks import CiMethod
 Text = Annotated[str | None, WithJsonSchema({"type": "string"})]
 Whole = Annotated[int | None, WithJsonSchema({"type": "integer", "minimum": 0})]
 Positive = Annotated[int | None, WithJsonSchema({"type": "integer", "minimum": 1})]
+Margin = Annotated[float | None, WithJsonSchema({"type": "number", "minimum": 0})]
+Ticked = Annotated[bool | None, WithJsonSchema({"type": "boolean"})]
 Rate = Annotated[float | None, WithJsonSchema({"type": "number", "exclusiveMinimum": 0})]
 
 
@@ -202,6 +204,22 @@ class EvaluateParameters(StageParameters):
     )
 
 
+class ReevaluateParameters(FlowParameters):
+    """Test the champion of a dataset on the data as they are now, and a challenger beside it."""
+
+    knobs: ClassVar[dict[str, str]] = {**FlowParameters.knobs, "margin": "promotion.margin"}
+    data: Text = Field(
+        None,
+        title="Other cells",
+        description="Test on these instead: an h5ad file, a folder of them, or a dataset, with labels. Empty: the dataset as it is now.",
+    )
+    margin: Margin = Field(
+        None,
+        title="Margin",
+        description="By how much a challenger must at least be better, such as 0.01 for one point. Empty: as the config says.",
+    )
+
+
 class InterpretParameters(StageParameters):
     """Attribute the predictions of a fine-tuned model to genes, by cell and by class."""
 
@@ -294,14 +312,20 @@ class PipelineParameters(FlowParameters):
         None,
         ge=1,
         title="Points at the same time",
-        description="How many shares and seeds are trained at the same time, each in a process of its own. Empty: 1.",
+        description="How many shares and seeds are trained at the same time, each in a process of its own. Empty: 1, or on a Dask cluster "
+        "of this machine as many as it takes.",
     )
-    pools: bool = Field(
-        False,
+    fan_out: Text = Field(
+        None,
+        title="Where points are trained",
+        description="here, dask (a Dask cluster of this machine), or the address of a scheduler such as tcp://scheduler:8786. Empty: as "
+        "BMFM_DASK of the worker says, else here.",
+    )
+    pools: Ticked = Field(
+        None,
         title="One worker per stage",
-        description="Start each stage as its own deployment, on the pool it belongs to, instead of all in this process. "
-        "The pipeline's own run keeps its place meanwhile: the worker must have room for one more, unless the pool's limit is reached, where "
-        "the stage runs in that place.",
+        description="Start each stage as its own deployment, on the pool it belongs to, instead of all in this process. Left as it is: yes where "
+        "this run is in another pool than those, as deployments are made (it only waits, in the pool cpu).",
     )
 
     @field_validator("few_shot", "seeds", mode="before")

@@ -10,16 +10,17 @@ from prefect.states import Completed, Failed
 
 from bmfm_pipeline import stages
 from bmfm_pipeline.errors import PipelineError, TrainingError
-from bmfm_pipeline.stages.pipeline_page import pipeline_page
-from bmfm_pipeline.stages.planning import stage_overrides
+from bmfm_pipeline.stages.pipeline_page import PAGE, pipeline_page
+from bmfm_pipeline.stages.planning import stage_overrides, why_skipped
 from bmfm_pipeline.stages.study_plan import StudyPlan
 from bmfm_pipeline.stages.study_running import IncompleteStudy
+from bmfm_pipeline.stages.tracked import flow_run_tags
 from bmfm_pipeline.storage import load_artefact, localise, read_json
 from bmfm_pipeline.tracking import EXPERIMENT, StageTracker, tracking_uri
 from flows import local
 from flows.evaluate import evaluate
 from flows.finetune import finetune
-from flows.pages import label_run, show_links, show_table
+from flows.pages import in_mlflow, label_run, show_links, show_table
 from flows.parameters import (
     EvaluateParameters,
     FinetuneParameters,
@@ -32,6 +33,7 @@ from flows.preprocess import preprocess
 from flows.pretrain import pretrain
 from flows.running import (
     MLFLOW_PARENT_TAG,
+    offer_challenger,
     planned_job,
     readable_name,
     relayed_logs,
@@ -59,6 +61,7 @@ def pipeline(
     with relayed_logs():
         try:
             parameters = with_target(parameters)
+            parameters = parameters.model_copy(update={"pools": _uses_pools(parameters)})
             if study := plan_of(parameters, required_target(parameters)):
                 return _run_all(parameters, list(study.main.jobs), study)
             jobs = stages.plan_pipeline(
@@ -83,8 +86,7 @@ def _run_all(parameters: PipelineParameters, jobs: list[Any], study: StudyPlan |
         tags={
             "bmfm.stage": "pipeline",
             "bmfm.dataset": last.name,
-            "prefect.flow_run_id": str(runtime.flow_run.id),
-            "prefect.flow_run_url": runtime.flow_run.ui_url or "",
+            **flow_run_tags(str(runtime.flow_run.id), runtime.flow_run.ui_url or ""),
         },
         state_dir=state_dir,
     ) as tracker:
@@ -104,9 +106,12 @@ def _run_all(parameters: PipelineParameters, jobs: list[Any], study: StudyPlan |
         tracker.set_tags({f"bmfm.artefact.{stage}": result["uri"] for stage, result in results.items()})
         for stage in stages.STAGES:
             if stage not in results:
-                _skip.with_options(name=stage, task_run_name=f"{stage}: skipped")(f"{last.name} has no label column")
+                _skip.with_options(name=stage, task_run_name=f"{stage}: skipped")(why_skipped(stage, jobs))
         tracker.log_metrics(_headline(results))
-        page = pipeline_page(last.place, results)
+        for job in jobs:
+            if job.stage == "finetune":
+                offer_challenger(job, load_artefact(results["evaluate"]["uri"]))
+        page = pipeline_page(last.place, results, outcome.study["uri"] if outcome else None)
         if page:
             tracker.log_artifact(localise(page))
         url = tracker.url
@@ -123,6 +128,7 @@ def _run_all(parameters: PipelineParameters, jobs: list[Any], study: StudyPlan |
     show_table("pipeline-stages", [_row(stage, result) for stage, result in results.items()], f"Stages on {last.name}")
     reports = {
         "Page about the run": page or "",
+        "Page about the run in MLflow": in_mlflow(url, PAGE) if page else "",
         "Evaluation report": load_artefact(results["evaluate"]["uri"]).file("report.html"),
     }
     show_links("pipeline", {"MLflow run": url or "", **reports})
@@ -153,19 +159,40 @@ def _under(job: Any, mlflow_run: str) -> Any:
     return replace(job, context={**job.context, "mlflow_parent_run_id": mlflow_run})
 
 
-def _has_room(deployment: str) -> bool:
-    """Whether a stage can start beside this run: in a pool that is full, pipelines would wait for places that they hold themselves."""
-    from prefect.client.orchestration import get_client
+def _own_pool() -> str | None:
+    """The pool whose worker has started this run; None for a run that none has."""
     from prefect.context import FlowRunContext
 
     context = FlowRunContext.get()
-    own = context.flow_run.work_pool_name if context and context.flow_run else None
+    return context.flow_run.work_pool_name if context and context.flow_run else None
+
+
+def _uses_pools(parameters: PipelineParameters) -> bool:
+    """As the form says; where it says nothing, when this run is in another pool than the deployments that train."""
+    if parameters.pools is not None:
+        return parameters.pools
+    own = _own_pool()
+    if own is None or not runtime.deployment.name:
+        return False
+    from prefect.exceptions import ObjectNotFound
+
+    try:
+        return _pool_of(f"pretrain/{runtime.deployment.name}") != own
+    except ObjectNotFound:  # a deployment of somebody's own
+        return False
+
+
+def _pool_of(deployment: str) -> str | None:
+    from prefect.client.orchestration import get_client
+
     with get_client(sync_client=True) as client:
-        pool = client.read_deployment_by_name(deployment).work_pool_name
-        if own is None or pool != own:
-            return True
-        found = client.read_work_pool_concurrency_status(pool)
-        return found.concurrency_limit is None or found.active_slots < found.concurrency_limit
+        return client.read_deployment_by_name(deployment).work_pool_name
+
+
+def _runs_in_own_place(deployment: str) -> bool:
+    """Whether a stage belongs to the pool of this very run: pipelines that fill a pool would wait for places that they hold themselves."""
+    own = _own_pool()
+    return own is not None and _pool_of(deployment) == own
 
 
 def _start_on_pool(
@@ -177,8 +204,8 @@ def _start_on_pool(
     """
     if job.cached:
         return run_job(job)
-    if job.variant:  # no form says what it is: its deployment would plan the chain's own stage
-        return _run_here(job, parameters, results, mlflow_run)
+    if job.variant:  # no form says what it is: the run that tests the model makes it first
+        return {"uri": job.uri, "hash": "", "summary": {}, "links": {}, "table": [], "cached": False}
     from prefect.deployments import run_deployment
 
     own = {}
@@ -188,8 +215,8 @@ def _start_on_pool(
         own["checkpoint"] = results["finetune" if "finetune" in results else "pretrain"]["uri"]
     form = _stage_form(job, parameters, **own)
     name = f"{job.stage}/{runtime.deployment.name or short(parameters.target)}"
-    if not _has_room(name):
-        get_run_logger().info("%s runs here: its pool has no place free beside this run's own", name)
+    if _runs_in_own_place(name):
+        get_run_logger().info("%s runs here: this run has a place of its pool", name)
         return _run_here(job, parameters, results, mlflow_run)
     get_run_logger().info("starting deployment %s", name)
     run = run_deployment(

@@ -20,6 +20,8 @@ SILENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "PREFECT_TELEMETRY_ENABLE_RESOURCE_METRICS": "false",
 }
+# A server that is restarted or upgraded may be away for eight minutes (2 + 4 + ... + 256 s) before a run gives up on telling it something.
+PATIENT = {"PREFECT_CLIENT_MAX_RETRIES": "8"}
 # A training that is stopped finishes its step, saves and leaves within 25 s.
 GRACE_SECONDS = 60
 Template = dict[str, Any]
@@ -30,7 +32,7 @@ def process(pool: str) -> Template:
     from prefect.workers.process import ProcessWorker
 
     template = ProcessWorker.get_default_base_job_template()
-    _defaults(template, env=SILENT)
+    _defaults(template, env=SILENT | PATIENT)
     return template
 
 
@@ -48,6 +50,7 @@ def docker(pool: str) -> Template:
         volumes=["bmfm-data:/data", "/etc/bmfm/secrets:/run/secrets:ro"],
         mem_limit="32g" if pool == "gpu" else "8g",
         env=SILENT
+        | PATIENT
         | {
             "PREFECT_API_URL": "http://prefect:4200/api",
             "MLFLOW_TRACKING_URI": "http://mlflow:5000",
@@ -103,7 +106,7 @@ def kubernetes(pool: str) -> Template:
         cpu_request="4" if gpu else "2",
         memory_request="32Gi" if gpu else "8Gi",
         memory_limit="32Gi" if gpu else "8Gi",
-        env=SILENT,
+        env=SILENT | PATIENT,
     )
     template["variables"]["properties"] |= _kubernetes_variables(gpu)
     _complete_job(template["job_configuration"]["job_manifest"]["spec"], gpu)

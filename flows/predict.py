@@ -9,8 +9,9 @@ from pydantic import Field
 
 from bmfm_pipeline.errors import PipelineError
 from flows import local
-from flows.pages import ProgressPage, artifact_key, label_run, show_links, show_table
+from flows.pages import artifact_key, label_run, show_links, show_table
 from flows.prediction_parameters import PredictParameters
+from flows.progress import ProgressPage
 from flows.running import relayed_logs, run_context, short
 
 
@@ -52,5 +53,5 @@ def _predict_cells(parameters: PredictParameters, context: dict[str, str]) -> di
         asked=parameters.asked(),
         workspace=parameters.workspace,
         context=context,
-        on_progress=ProgressPage(artifact_key("predict", "progress"), local.tell),
+        on_progress=ProgressPage("predict", local.tell),
     )

@@ -13,9 +13,14 @@ from prefect.states import Completed, Failed
 
 from bmfm_pipeline import stages
 from bmfm_pipeline.errors import ConfigError, PipelineError, Preempted
+from bmfm_pipeline.stages.running import one_at_a_time
+from bmfm_pipeline.stages.tracked import history_of, run_links
+from bmfm_pipeline.tracking import redact_text
 from flows import local
-from flows.pages import ProgressPage, artifact_key, label_run, show_links, show_table
+from flows.handing_back import handed_back_when_stopped
+from flows.pages import artifact_key, in_mlflow, is_page, label_run, show_figures, show_links, show_table
 from flows.parameters import FlowParameters, StageParameters
+from flows.progress import ProgressPage
 
 # A stage that the pipeline planned already, handed to its subflow in this process.
 planned_job: ContextVar[Any] = ContextVar("planned_job", default=None)
@@ -62,11 +67,24 @@ def run_stage_flow(stage: str, parameters: StageParameters) -> Any:
             last = jobs[-1]
             label_run(f"stage:{stage}", f"dataset:{last.name}", name=f"{stage}-{last.name}-{last.key[:8]}")
             results = [run_job(job) for job in jobs]
+            if stage == "finetune":
+                offer_challenger(last)
         except PipelineError as error:
             return Failed(message=str(error), data=error)
     if last.cached:
         return Completed(name="Cached", message=f"{last.reason}: {last.uri}", data=results[-1])
     return results[-1]
+
+
+def offer_challenger(job: Any, test: Any = None) -> None:
+    """Register the model of a finished fine-tuning, where promotion.after_finetune says so; `test` is its evaluation, if it has one."""
+    if job.config["promotion"]["after_finetune"] == "nothing":
+        return
+    from bmfm_pipeline.stages.registering import offer_model
+    from flows.triggers import triggered_by
+
+    if said := offer_model(job, test, triggered_by()):
+        get_run_logger().info("%s", said)
 
 
 def _plan(stage: str, parameters: StageParameters) -> list[Any]:
@@ -100,9 +118,20 @@ def run_job(job: Any) -> dict[str, Any]:
         }
     )
     if job.cached:
-        named = _reuse.with_options(name=job.stage, task_run_name=f"{job.stage} {job.key[:8]}")
-        named(job.uri, job.reason)
-        return stages.run_stage(job)
+        return _reused(job, job.reason)
+    with one_at_a_time(job) as finished:
+        if finished is None:
+            return _run_steps(job)
+    return _reused(job, "another run has made it meanwhile")
+
+
+def _reused(job: Any, reason: str) -> dict[str, Any]:
+    named = _reuse.with_options(name=job.stage, task_run_name=f"{job.stage} {job.key[:8]}")
+    named(job.uri, reason)
+    return stages.run_stage(job)
+
+
+def _run_steps(job: Any) -> dict[str, Any]:
     job_file = job.write(context=run_context(job.context))
     tables, links, result = [], {}, {}
     for step in stages.STEPS[job.stage]:
@@ -110,15 +139,24 @@ def run_job(job: Any) -> dict[str, Any]:
         result = step_task(job.stage, step)(job_file, job.stage, step)
         if result.get("table"):
             tables.append((step, result["table"]))
-        links.update(result.get("links") or {})
+        _show_new_links(job.stage, result.get("links") or {}, links)
     for step, rows in tables:
         show_table(artifact_key(job.stage, step), rows, f"{job.stage} of {job.name}: {step}")
     if not tables:
         show_table(artifact_key(job.stage, "summary"), _summary_rows(result), f"{job.stage} of {job.name}")
-    show_links(job.stage, links)
-    if address := links.get("MLflow run", ""):
-        label_run(f"mlflow-run:{address.rsplit('/', 1)[-1]}")
+    if not job.context.get("study_point"):  # a study shows its own
+        reports = {"Report in MLflow": in_mlflow(links.get("MLflow run"), "report.html")} if "Report" in links else {}
+        show_figures(job.stage, result["uri"], f"{job.stage} of {job.name}", {**links, **reports})
     return {**result, "links": links, "cached": False}
+
+
+def _show_new_links(stage: str, found: dict[str, str], shown: dict[str, str]) -> None:
+    """Links as soon as a step knows them, so that a training can be watched in MLflow too; each once."""
+    new = {text: address for text, address in found.items() if address and shown.get(text) != address}
+    show_links(stage, new)
+    shown.update(new)
+    if address := new.get("MLflow run"):
+        label_run(f"mlflow-run:{address.rsplit('/', 1)[-1]}")
 
 
 def _summary_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
@@ -154,7 +192,22 @@ def step_task(stage: str, step: str) -> Any:
 
 def _run_step(job_file: str, stage: str, step: str) -> dict[str, Any]:
     """Carry out one step of the job at `job_file`; only addresses, hashes and numbers come back."""
-    return stages.run_step(job_file, step, on_progress=ProgressPage(artifact_key(stage, step, "progress"), local.tell))
+    job = stages.Job.read(job_file)
+    page = ProgressPage(
+        artifact_key(stage, step),
+        local.tell,
+        title=f"{job.title} of {job.name}",
+        before=history_of(job),
+        links=lambda: _pages_of(job),
+    )
+    from flows.fanning import spread_files
+
+    with spread_files():
+        return stages.run_step(job_file, step, on_progress=page)
+
+
+def _pages_of(job: Any) -> dict[str, str]:
+    return {text: address for text, address in run_links(job).items() if is_page(address)}
 
 
 def _was_preempted(task, task_run, state) -> bool:
@@ -173,12 +226,15 @@ class _Relay(logging.Handler):
             log = get_run_logger()
         except Exception:  # a thread of the library, outside any run
             log = self._flow_log
-        log.log(record.levelno, "%s", self.format(record))
+        log.log(record.levelno, "%s", redact_text(self.format(record)))
 
 
 @contextlib.contextmanager
 def relayed_logs() -> Iterator[None]:
-    """While inside, what `bmfm_pipeline` logs is on the page of the run; nested flows do not repeat lines."""
+    """While inside, what `bmfm_pipeline` logs is on the page of the run, which goes back to its pool if its worker is stopped.
+
+    Nested flows do not repeat lines.
+    """
     logger = logging.getLogger("bmfm_pipeline")
     if any(isinstance(handler, _Relay) for handler in logger.handlers):
         yield
@@ -187,7 +243,8 @@ def relayed_logs() -> Iterator[None]:
     logger.addHandler(relay)
     logger.setLevel(min(level or logging.INFO, logging.INFO))
     try:
-        yield
+        with handed_back_when_stopped():
+            yield
     finally:
         logger.removeHandler(relay)
         logger.setLevel(level)

@@ -2,18 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
-from prefect.states import Completed, Failed
-from prefect.task_runners import ThreadPoolTaskRunner
-
-from bmfm_pipeline.errors import Preempted
+from bmfm_pipeline.stages.fanning import Ended, Work
 from bmfm_pipeline.stages.study_plan import Point, StudyPlan, plan_study
 from bmfm_pipeline.stages.study_running import StudyOutcome, run_study
 from bmfm_pipeline.storage import load_artefact, read_json
-from flows import local
+from flows.fanning import HERE, Fan, context_of_place, place_of_work
 from flows.pages import show_table
 from flows.parameters import PipelineParameters
 from flows.running import run_job
@@ -40,63 +36,56 @@ def plan_of(parameters: PipelineParameters, target: str) -> StudyPlan | None:
 
 def run_points(plan: StudyPlan, parameters: PipelineParameters, start: Start, mlflow_run: str) -> StudyOutcome:
     """Carry out a study: shared stages through `start`, the stages of a point through `start` on pools and as steps of its task here."""
-    results: dict[str, dict[str, Any]] = {}
-
-    def begin(job: Any, point: Point | None) -> dict[str, Any]:
-        if job.stage == "study" or (point is not None and not parameters.pools):
-            context = {**job.context, "mlflow_parent_run_id": mlflow_run, "study_point": point.name if point else ""}
-            results[job.key] = run_job(replace(job, context=context))
-        else:
-            whose = point or next(other for other in plan.points if any(own.key == job.key for own in other.jobs))
-            form = parameters.model_copy(update={"overrides": [*parameters.overrides, *whose.overrides]})
-            before = {own.title: results[own.key] for own in whose.jobs if own.key in results}
-            results[job.key] = start(job, form, before, mlflow_run)
-        return results[job.key]
-
-    def each(attempt: Callable[[Point], BaseException | None], points: list[Point]) -> list[BaseException | None]:
-        return _as_tasks(attempt, points, parameters.parallel or 1)
-
-    outcome = run_study(plan, start=begin, each=each)
+    with fan_of(parameters) as fan:
+        outcome = _run(plan, parameters, start, mlflow_run, fan)
     show_table("study-points", _rows(outcome), f"Points of the study on {plan.name}")
     return outcome
 
 
-def _as_tasks(attempt: Callable[[Point], BaseException | None], points: list[Point], parallel: int) -> list:
-    """Apply `attempt` to every point in a task of its own, at most `parallel` at a time; returns what it returned."""
-    by_name = {point.name: point for point in points}
+def _run(plan: StudyPlan, parameters: PipelineParameters, start: Start, mlflow_run: str, fan: Fan) -> StudyOutcome:
+    begin: Any = partial(begin_here, mlflow_run)
+    if fan.where == HERE:
+        begin = _Begin(plan, parameters, start, mlflow_run)
 
-    def point(name: str) -> Any:
-        error = attempt(by_name[name])
-        if error is not None:
-            return Failed(message=str(error), data=error)
-        return Completed(name="Completed", message=by_name[name].evaluation.uri)
+    def each(attempt: Callable[[Work], Ended], works: list[Work]) -> list[Ended]:
+        if len(works) == 1 and works[0].point is None:
+            return [attempt(works[0])]
+        return fan.map(attempt, works, [work.name for work in works], "point")
 
-    one = task(point, name="point", task_run_name="{name}", tags=["study"], cache_policy=NO_CACHE, persist_result=False)
-    states: list[Any] = []
-    if parallel == 1:  # in the thread of the flow, where Ctrl-C and SIGTERM are noticed at once
-        for name in by_name:
-            states.append(one(name, return_state=True))
-            if isinstance(_error_of(states[-1]), Preempted):
-                break
-    else:
-        with ThreadPoolTaskRunner(max_workers=parallel) as runner:
-            futures = [runner.submit(one, {"name": name}) for name in by_name]
-            try:
-                for future in futures:
-                    future.wait()
-            except BaseException:
-                local.stop_all()  # before the runner waits for its threads
-                raise
-        states = [future.state for future in futures]
-    ends = [_error_of(state) for state in states]
-    for error in ends:
-        if isinstance(error, Preempted):
-            raise error
-    return ends
+    return run_study(plan, start=begin, each=each)
 
 
-def _error_of(state: Any) -> BaseException | None:
-    return None if state.is_completed() else state.result(raise_on_failure=False)
+def fan_of(parameters: PipelineParameters) -> Fan:
+    """Where the points of a form are trained."""
+    if parameters.pools:  # they are, on the pools' workers: here they are only waited for
+        return Fan(HERE, parameters.parallel, ("study",))
+    return Fan(place_of_work(parameters.fan_out), parameters.parallel, ("study",))
+
+
+def begin_here(mlflow_run: str, job: Any, point: Any) -> dict[str, Any]:
+    """A job as steps of the task of its point."""
+    named = {"study_point": point.name} if point is not None else {}
+    context = {**job.context, "mlflow_parent_run_id": mlflow_run, **context_of_place(), **named}
+    return run_job(replace(job, context=context))
+
+
+class _Begin:
+    """Jobs of a study where this process starts them."""
+
+    def __init__(self, plan: StudyPlan, parameters: PipelineParameters, start: Start, mlflow_run: str):
+        self.plan, self.parameters, self.start, self.mlflow_run = plan, parameters, start, mlflow_run
+        self.results: dict[str, dict[str, Any]] = {}
+
+    def __call__(self, job: Any, point: Point | None) -> dict[str, Any]:
+        if job.stage == "study" or (point is not None and not self.parameters.pools):
+            found = begin_here(self.mlflow_run, job, point)
+        else:
+            whose = point or next(one for one in self.plan.points if any(own.key == job.key for own in one.jobs))
+            form = self.parameters.model_copy(update={"overrides": [*self.parameters.overrides, *whose.overrides]})
+            before = {own.title: self.results[own.key] for own in whose.jobs if own.key in self.results}
+            found = self.start(job, form, before, self.mlflow_run)
+        self.results[job.key] = found
+        return found
 
 
 def _rows(outcome: StudyOutcome) -> list[dict[str, Any]]:

@@ -9,6 +9,17 @@ from pathlib import Path
 
 import pytest
 
+# Fixtures of tests/e2e and tests/faults: real processes, and the one Prefect server with its workers.
+from machines import (  # noqa: F401
+    _finished,
+    _wait_for,
+    make_machine,
+    revision,
+    server,
+    tiny_model,
+    zheng68k_folder,
+)
+
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -22,13 +33,20 @@ DATA_VARIABLES = ("BMFM_GOLDEN_DIR", "BMFM_DATA_DIR", "BMFM_SEED_FILE")
 LONGEST = (
     "tests/e2e/test_prefect_server",
     "tests/e2e",
+    "tests/faults",
     "tests/docs",
     "tests/flows",
     "tests/commands",
     "tests/training",
 )
 # Modules that use the one Prefect server with its workers.
-ON_THE_SERVER = ("test_deploying.py", "test_prefect_server.py", "test_server_pages.py")
+ON_THE_SERVER = (
+    "test_deploying.py",
+    "test_prefect_server.py",
+    "test_scheduled_reevaluation.py",
+    "test_server_pages.py",
+    "test_prefect_runs.py",
+)
 
 if os.environ.get("PYTEST_XDIST_WORKER"):
     # Threads of processes that run side by side would wait for each other at every step.
@@ -85,13 +103,44 @@ def mini_h5ad(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def prepared(mini_h5ad, tmp_path_factory) -> Path:
+    """The folder of the preprocess artefact of the 700 real cells."""
+    from bmfm_pipeline.stages import plan_stage, run_stage
+
+    workspace = tmp_path_factory.mktemp("training-workspace")
+    jobs = plan_stage("preprocess", str(mini_h5ad), label="celltype", workspace=str(workspace))
+    return Path(run_stage(jobs[-1])["uri"])
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Models this small are trained faster by one thread than by several that wait for each other."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")  # for the children
+        yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def cases(prepared, tmp_path):
+    """Tiny trainings on those cells."""
+    from training_cases import Cases
+
+    return Cases(prepared, tmp_path)
+
+
+@pytest.fixture(scope="session")
 def s3_server():
     """A real S3 server on loopback."""
     from s3_server import S3Server
 
-    server = S3Server()
-    yield server
-    server.stop()
+    started = S3Server()
+    yield started
+    started.stop()
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ _EXPORTS = {
     "BatchingConfig": "bmfm_pipeline.batching.settings",
     "CellDataset": "bmfm_pipeline.batching.loading",
     "EpochBatchSampler": "bmfm_pipeline.batching.loading",
+    "SequenceBuilder": "bmfm_pipeline.batching.sequences",
     "FieldSpec": "bmfm_pipeline.batching.settings",
     "GeneTables": "bmfm_pipeline.batching.tables",
     "ZeroExposure": "bmfm_pipeline.batching.settings",

@@ -9,9 +9,10 @@ import torch
 
 from bmfm_pipeline.batching import arranging, kernels, ordering, targets
 from bmfm_pipeline.batching.matrices import CellMatrix
+from bmfm_pipeline.batching.pairs import LAYERS, Pair, Pairs, PairTable
 from bmfm_pipeline.batching.plans import Writing, allowing, label_tensor, labels_at, masking_plan, writing
 from bmfm_pipeline.batching.recipes import make_recipe, usable_columns
-from bmfm_pipeline.batching.report import BatchReport
+from bmfm_pipeline.batching.report import first_report
 from bmfm_pipeline.batching.settings import LABEL_SETS, BatchingConfig, FieldSpec, check_settings
 from bmfm_pipeline.batching.tables import GeneTables, check_weights
 from bmfm_pipeline.errors import DataError
@@ -39,7 +40,8 @@ class BatchBuilder:
     labels: label column -> values of all cells of the store, int64 class ids (cells,) or float32 (cells,) or (cells, C).
     mask_weights: relative masking rate by gene column, float32 (genes,), see `gene_mask_weights`; None masks uniformly.
     tables: what else is known of each gene. allowed_columns: numbers of the gene columns that may enter a batch; None allows all.
-    A field `perturbations` with a layer marks genes that stand first. Genes that cannot enter a batch are left out and counted in
+    A field `perturbations` with a layer marks genes that stand first. pairs: rows are perturbed cells, and the model sees a control cell
+    beside each, see PairTable; the names in its LAYERS are then layers that fields may have. Genes that cannot enter a batch are left out and counted in
     `report`. Raises ConfigError for settings that cannot make a batch, DataError for arrays that do not fit the store. Pickles without
     the store's arrays when the store does.
     """
@@ -53,6 +55,7 @@ class BatchBuilder:
         mask_weights: np.ndarray | None = None,
         tables: GeneTables | None = None,
         allowed_columns: Collection[int] | None = None,
+        pairs: PairTable | None = None,
     ):
         check_settings(config, fields)
         self._lead = config.lead
@@ -64,6 +67,9 @@ class BatchBuilder:
         self._n_genes, self._vocab_size = len(ids), max(genes.vocab_size, int(ids.max(initial=0)) + 1)
         self.tables = allowing(tables or GeneTables(), allowed_columns, len(ids))
         self._usable = usable_columns(ids, config, self.tables)
+        self.pairs = None if pairs is None else Pairs(pairs, len(ids))
+        if self.pairs is not None:  # a target that was not measured is shown even without a token, as [UNK]
+            self._usable[pairs.measured :] = 1
         # Two columns beyond the genes stand for the read depths of a cell.
         self._column_ids = np.append(ids, np.array(config.depth_ids, np.int32)) if config.lead else ids
         flags = [entry for entry in inputs if entry.name == FLAGS and entry.role == "values" and entry.layer]
@@ -86,7 +92,9 @@ class BatchBuilder:
         self._plan, self._barred = masking_plan(self._masked)
         self._plan_whole_cells(inputs)
         self._prefix = np.array(config.prefix_ids, dtype=np.int64)
-        self.report = self._first_report(ids)
+        self.report = first_report(
+            ids, getattr(store, "var_names", None), self.tables, self._usable, config.sequence_order
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the views of the store's arrays: a worker that is not forked opens the store anew instead of copying it."""
@@ -101,7 +109,8 @@ class BatchBuilder:
         self._names = np.asarray(self.store.obs_names, dtype=object)
         self._matrices: dict[str | None, CellMatrix] = {}
         base = self.config.values_from
-        for layer in dict.fromkeys([base, *self._layers]):
+        in_store = [layer for layer in self._layers if self.pairs is None or layer not in LAYERS]
+        for layer in dict.fromkeys([base, *in_store]):
             matrix = self.store if layer is None else getattr(self.store, layer, None)
             if matrix is None:
                 users = [f"fields.{entry.name}" for entry in self.fields if entry.layer == layer] or ["values_from"]
@@ -126,19 +135,6 @@ class BatchBuilder:
         for name, values in self.labels.items():
             if len(values) != self.n_cells:
                 raise DataError(f"labels of '{name}' are {len(values)}, the store has {self.n_cells} cells")
-
-    def _first_report(self, ids: np.ndarray) -> BatchReport:
-        unknown, known = np.flatnonzero(ids == 0), ids > 0
-        names = getattr(self.store, "var_names", None)
-        report = BatchReport(len(unknown), [str(names[i]) for i in unknown[:10]] if names is not None else [])
-        if self.tables.allowed is not None:
-            report.genes_not_allowed = int(np.sum(known & ~self.tables.allowed))
-            known = known & self.tables.allowed
-        if self.tables.medians is not None:
-            report.genes_without_median = int(np.sum(known & ~(self.tables.medians > 0)))
-        if self.config.sequence_order == "chromosomal":
-            report.genes_without_position = int(np.sum((self._usable > 0) & (self.tables.places < 0)))
-        return report
 
     @property
     def mask_weights(self) -> np.ndarray:
@@ -166,6 +162,10 @@ class BatchBuilder:
         self._recipes = tuple(
             make_recipe(self.config, self.tables, self._usable, training, always) for training in (False, True)
         )
+        if self.pairs is not None:  # what was not measured is nobody's zero
+            self._recipes = tuple(
+                recipe._replace(pool=recipe.pool[recipe.pool < self.pairs.measured]) for recipe in self._recipes
+            )
 
     def _weights(self, epoch: int, training: bool) -> np.ndarray:
         if not training:
@@ -227,15 +227,25 @@ class BatchBuilder:
         seed, counter = np.uint64(config.seed & 0xFFFFFFFFFFFFFFFF), np.uint64(epoch)
         keys = rows if self._cell_keys is None else self._cell_keys[rows]
         recipe = self._recipes[training]
-        own = self._own_rows(config.values_from, rows) if recipe is not None or self._whole_sets else None
+        pair = None
+        if self.pairs is not None:
+            pair = self.pairs.together(
+                self._matrices[config.values_from], rows, keys, seed, counter, self._refuse_column
+            )
+            own = self.pairs.seen(pair, config.expose_zeros)
+        else:
+            own = self._own_rows(config.values_from, rows) if recipe is not None or self._whole_sets else None
         if recipe is None:
             cells = self._pick(rows, keys, seed, counter)
         else:
-            cells = self._arrange(rows, own, recipe, keys, seed, counter)
+            flags = None if pair is None else pair.flags
+            cells = self._arrange(rows, own, recipe, keys, seed, counter, flags)
         length = self._length(cells.counts)
-        sources = self._sources(rows, cells, recipe)
+        sources = self._sources(rows, cells, recipe, pair)
         attention = np.empty((batch, length), np.int64)
         ids, outside = self._write(self._inputs, rows, cells, sources, length, attention)
+        if pair is not None:
+            self.pairs.hide_values(ids, self._inputs.fields, first, cells.columns, cells.counts)
         labels: dict[str, Any] = {}
         marks = np.empty((batch, length), np.uint8)
         if self._masked:
@@ -262,6 +272,8 @@ class BatchBuilder:
             "cell_name": self._names[rows].tolist(),
             "cell_index": torch.from_numpy(rows),
         }
+        if pair is not None:
+            result |= self.pairs.names(rows, pair, self._names)
         if labels:
             result["labels"] = labels
         return result
@@ -295,8 +307,8 @@ class BatchBuilder:
         self._refuse_column(rows, arranging.take_rows(local, indptr, indices, data, self._n_genes, *own))
         return own
 
-    def _arrange(self, rows, own: tuple, recipe: arranging.Recipe, keys, seed, epoch) -> _Cells:
-        """Genes as the recipe says."""
+    def _arrange(self, rows, own: tuple, recipe: arranging.Recipe, keys, seed, epoch, flags: tuple | None) -> _Cells:
+        """Genes as the recipe says; `flags` are rows that mark those that stand first, where they are known already."""
         batch, room = len(rows), self._room(int(np.diff(own[0]).max(initial=0)), recipe)
         columns, counts = np.empty((batch, room), np.int32), np.empty(batch, np.int64)
         values, sums = np.zeros((2, batch, room), np.float32), np.empty(batch, np.float64)
@@ -305,7 +317,8 @@ class BatchBuilder:
             # Outside training a cell must come out the same whatever cells are beside it: any gene may be its zero.
             in_training = recipe is self._recipes[True]
             pool = ordering.expressed_columns(*own, self._usable) if in_training else recipe.pool
-        flags = _NO_ROWS if self._flags is None else self._own_rows(self._flags, rows)
+        if flags is None:
+            flags = _NO_ROWS if self._flags is None else self._own_rows(self._flags, rows)
         broken = arranging.arrange_cells(*own, recipe, pool, *flags, keys, seed, epoch, columns, values, counts, sums)
         if broken >= 0:
             raise DataError(
@@ -322,7 +335,7 @@ class BatchBuilder:
                 "is damaged or not the one the vocabulary was built for; run `bmfm preprocess` again"
             )
 
-    def _sources(self, rows, cells: _Cells, recipe: arranging.Recipe | None) -> np.ndarray:
+    def _sources(self, rows, cells: _Cells, recipe: arranging.Recipe | None, pair: Pair | None = None) -> np.ndarray:
         """Values by source (S, B, room): for inputs, for label fields, further layers. Only what the fields need."""
         config, counts, columns = self.config, cells.counts, cells.columns
         square_root = config.sqrt_normalize_transform
@@ -338,6 +351,9 @@ class BatchBuilder:
         elif normalise:
             sources[0] = np.log1p(sources[0] * (config.log_normalize_sum / (cells.sums + 1.0))[:, None])
         for number, layer in enumerate(self._layers):
+            if layer not in self._matrices:
+                self.pairs.fill(layer, pair, counts, columns, sources[2 + number])
+                continue
             kernels.look_up_values(*self._matrices[layer].select(rows), counts, columns, sources[2 + number])
         return sources
 
@@ -383,6 +399,8 @@ class BatchBuilder:
         """Labels of fields that are no input at every gene."""
         places, first = np.arange(length), len(self._prefix)
         genes = (places >= first + self._lead) & (places < first + cells.counts[:, None])
+        if self.pairs is not None:
+            genes &= ~self.pairs.unmeasured(cells.columns, cells.counts, length, first)
         written = self._written_targets(rows, cells, sources, length)
         return {name: label_tensor(labels_at(genes, entry, ids), entry) for name, (entry, ids) in written.items()}
 

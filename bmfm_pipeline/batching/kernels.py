@@ -9,7 +9,7 @@ import numpy as np
 from bmfm_pipeline.batching.draws import MASKING, ORDERING, SPAN, SWITCHING, below, compiled, draw, stream
 
 IGNORED = -100
-KIND_GENES, KIND_TOKENS, KIND_CONTINUOUS = 0, 1, 2
+KIND_GENES, KIND_TOKENS, KIND_CONTINUOUS, KIND_SIGNED = 0, 1, 2, 3
 UNK, SEP, PAD, CLS, MASK = 0, 1, 2, 3, 4
 # What `marks` says of a position.
 FREE, MASKED, BARRED = 0, 1, 2
@@ -171,7 +171,7 @@ def write_fields(counts, columns, values, prefix, kinds, column_ids, value_ids, 
     Fills attention (B, L) too, 1 up to [SEP], unless it has no rows.
     values (S, B, room) by source; kinds[f] = (kind, source) of field f. Tokenised values are rounded and looked up in
     value_ids[value_starts[f]:value_starts[f + 1]]; outside it they are [UNK] and counted in `outside` (1,). Returns the place of
-    the first continuous value that is negative or not finite, as b * room + i, or -1.
+    the first continuous value that is negative (unless its kind is signed) or not finite, as b * room + i, or -1.
     """
     first, room, length = len(prefix), columns.shape[1], ids.shape[2]
     bad = -1
@@ -182,12 +182,13 @@ def write_fields(counts, columns, values, prefix, kinds, column_ids, value_ids, 
                 attention[b, i] = i <= first + n
         for f in range(len(kinds)):
             kind, source = kinds[f, 0], kinds[f, 1]
-            if kind == KIND_CONTINUOUS:
+            if kind in (KIND_CONTINUOUS, KIND_SIGNED):
+                lowest = 0.0 if kind == KIND_CONTINUOUS else -np.inf
                 for i in range(first):
                     ids[b, f, i] = -(prefix[i] + 1)
                 for i in range(n):
                     value = values[source, b, i]
-                    if not (0 <= value < np.inf) and bad < 0:
+                    if not (lowest <= value < np.inf and value > -np.inf) and bad < 0:
                         bad = b * room + i
                     ids[b, f, first + i] = value
                 ids[b, f, first + n] = -(SEP + 1)

@@ -32,6 +32,8 @@ def writing(fields: tuple[FieldSpec, ...], layers: Sequence[str]) -> Writing:
             kinds[number] = kernels.KIND_GENES, 0
         else:
             kind = kernels.KIND_TOKENS if entry.tokenized else kernels.KIND_CONTINUOUS
+            if entry.signed:
+                kind = kernels.KIND_SIGNED
             # Source 0 is what the model sees; 1 is what label fields say of the same values; layers follow.
             own = 0 if entry.is_input else 1
             kinds[number] = kind, own if entry.layer is None else 2 + layers.index(entry.layer)

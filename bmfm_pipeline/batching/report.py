@@ -4,6 +4,7 @@ import itertools
 import threading
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
 _OUTSIDE, _EMPTY, _CELLS = range(3)
@@ -60,3 +61,19 @@ class BatchReport:
     def cells_built(self) -> int:
         """Cells put into batches so far."""
         return int(self._counts[:, _CELLS].sum())
+
+
+def first_report(ids: np.ndarray, names, tables, usable: np.ndarray, order: str | None) -> BatchReport:
+    """What is known before the first batch: how many genes cannot enter one, by their token `ids` (genes,) and tables."""
+    unknown, known = np.flatnonzero(ids == 0), ids > 0
+    report = BatchReport(
+        len(unknown), [str(names[i]) for i in unknown[:10] if i < len(names)] if names is not None else []
+    )
+    if tables.allowed is not None:
+        report.genes_not_allowed = int(np.sum(known & ~tables.allowed))
+        known = known & tables.allowed
+    if tables.medians is not None:
+        report.genes_without_median = int(np.sum(known & ~(tables.medians > 0)))
+    if order == "chromosomal":
+        report.genes_without_position = int(np.sum((usable > 0) & (tables.places < 0)))
+    return report

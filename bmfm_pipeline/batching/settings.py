@@ -35,6 +35,7 @@ class FieldSpec:
     value_ids: np.ndarray | None = None
     layer: str | None = None
     never_switch: tuple[int, ...] = ()
+    signed: bool = False  # continuous label fields whose values may be negative
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ class BatchingConfig:
 
 def check_settings(config: BatchingConfig, fields: Sequence[FieldSpec]) -> None:
     """Raise ConfigError, naming the key and a value that would do, where settings or fields cannot make a batch."""
-    _check_lengths(config)
+    check_lengths(config)
     _one_of("collation_strategy", config.collation_strategy, STRATEGIES)
     _one_of("sequence_order", config.sequence_order, ORDERS)
     _one_of("limit_genes", config.limit_genes, ("tokenizer", None))
@@ -151,7 +152,8 @@ def _one_of(key: str, value, known: Sequence) -> None:
         raise ConfigError(f"{key} must be one of {', '.join(str(entry) for entry in known)}; found {value!r}")
 
 
-def _check_lengths(config: BatchingConfig) -> None:
+def check_lengths(config: BatchingConfig) -> None:
+    """Raise ConfigError where padding and lengths do not go together."""
     _one_of("padding", config.padding, PADDINGS)
     if config.max_length < len(config.prefix_ids) + config.lead + 2:
         raise ConfigError(f"max_length {config.max_length} leaves no room for a gene between [CLS] and [SEP]")

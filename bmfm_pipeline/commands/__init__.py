@@ -6,6 +6,7 @@ Functions are found by name and imported when first used, so that `bmfm --help` 
 from importlib import import_module
 
 _COMMANDS = {
+    "benchmark": "bmfm_pipeline.commands.benchmarking",
     "compare": "bmfm_pipeline.commands.comparing",
     "data": "bmfm_pipeline.commands.inspecting",
     "datasets": "bmfm_pipeline.commands.datasets",
@@ -20,6 +21,8 @@ _COMMANDS = {
     "predict": "bmfm_pipeline.commands.prediction",
     "preprocess": "bmfm_pipeline.commands.one_stage",
     "pretrain": "bmfm_pipeline.commands.one_stage",
+    "promote": "bmfm_pipeline.commands.reevaluating",
+    "reevaluate": "bmfm_pipeline.commands.reevaluating",
     "run": "bmfm_pipeline.commands.whole_chain",
     "seed": "bmfm_pipeline.commands.one_stage",
     "ui": "bmfm_pipeline.commands.interfaces",

@@ -67,7 +67,8 @@ def _list(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         width = max(len(row["name"]) for row in rows)
         print(f"{'name':<{width}}  {'cells':>7} {'genes':>7}  {'labels':<16}  state")
         for row in rows:
-            labels = ", ".join(row["labels"]) or "none"
+            shown, more = row["labels"][:3], len(row["labels"]) - 3
+            labels = (", ".join(shown) or "none") + (f" and {more} more" if more > 0 else "")
             print(
                 f"{row['name']:<{width}}  {_number(row['cells']):>7} {_number(row['genes']):>7}  {labels:<16}  {row['state']}"
             )
@@ -87,15 +88,18 @@ def _show(arguments: argparse.Namespace) -> dict[str, Any]:
         print(f"{entry.name}: {entry.title}")
         lines = {
             "size": f"{_number(entry.cells)} cells x {_number(entry.genes)} genes",
-            "labels": "; ".join(
-                f"{name} ({len(entry.expected_labels[name])} classes: {', '.join(entry.expected_labels[name])})"
-                if name in entry.expected_labels
-                else name
-                for name in found["labels"]
-            ),
-            "split": f"as obs['{entry.split_column_name}'] says" if entry.split_column_name else "",
+            "values": {"log_normalised": "log-normalised, not counts", "any": "not counts"}.get(entry.input_values, ""),
+            "genes": f"renamed by the gene table {entry.gene_names.table}"
+            if entry.gene_names and entry.gene_names.table
+            else "",
+            "labels": "; ".join(_label(entry, column) for column in entry.label_columns) or "none",
+            "split": _split(entry),
+            "batches": f"obs['{entry.batch_column}']" if entry.batch_column else "",
             "state": found["state"],
             "get it": found["get"],
+            "fetch": entry.fetch,
+            "accession": entry.accession,
+            "licence": entry.licence,
             "notes": entry.notes,
             "citation": entry.citation,
             "homepage": entry.homepage,
@@ -103,6 +107,12 @@ def _show(arguments: argparse.Namespace) -> dict[str, Any]:
         for name, text in lines.items():
             if text:
                 print(f"{name:<9} {text}")
+        if entry.expected:
+            print("others")
+            for score in entry.expected:
+                numbers = ", ".join(f"{name} {value:.4g}" for name, value in score.scores.items())
+                about = f"{score.protocol}; {score.source}" if score.protocol else score.source
+                print(f"  {score.method}: {numbers} ({about})")
         print("transforms")
         for step in entry.transforms:
             words = ", ".join(
@@ -111,6 +121,33 @@ def _show(arguments: argparse.Namespace) -> dict[str, Any]:
             print(f"  {step.transform_name.removesuffix('Transform')}({words})")
         print(f"run it    bmfm run {entry.name}")
     return found
+
+
+def _label(entry, column) -> str:
+    """A label column in words: its kind, and its classes where the entry knows them."""
+    name, listed = column.label_column_name, entry.expected_labels.get(column.label_column_name)
+    if column.is_regression_label:
+        return f"{name} (number)"
+    n = entry.n_classes(name)
+    kind = ["several classes a cell"] if column.is_multilabel else []
+    kind += [f"{n} classes" + (f": {', '.join(listed)}" if listed else "")] if n else []
+    kind += ["in an ontology"] if column.label_ontology else []
+    kind += ["to be unlearned"] if column.gradient_reversal_coefficient is not None else []
+    return f"{name} ({'; '.join(kind)})" if kind else name
+
+
+def _split(entry) -> str:
+    if entry.split_column_name:
+        return f"as obs['{entry.split_column_name}'] says"
+    if entry.split is None:
+        return ""
+    rule = entry.split.model_dump(mode="json", exclude_none=True)
+    words = [f"as obs['{rule.pop('column')}'] says"] if "column" in rule else []
+    words += [f"no value of obs['{rule.pop('group')}'] in two splits"] if "group" in rule else []
+    mapping = rule.pop("mapping", {})
+    words += [", ".join(f"{value} is {split}" for value, split in mapping.items() if value != split)] if mapping else []
+    words += [f"{name}={value}" for name, value in rule.items()]
+    return "; ".join(words)
 
 
 def _download(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -1,52 +1,43 @@
-"""`bmfm doctor`: what a run would meet on this machine."""
+"""`bmfm doctor`: what a run would meet on this machine, and how to mend it."""
 
 import argparse
 import os
-import platform
-import shutil
-import sys
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from bmfm_pipeline.config import find_accelerator
-from bmfm_pipeline.storage import Workspace, strip_userinfo
+from bmfm_pipeline.commands.checkup import FAIL, OK, WARN, Finding, check_all
+from bmfm_pipeline.storage import Workspace
 
-LIBRARIES = ("torch", "pytorch-lightning", "transformers", "anndata", "scanpy", "prefect", "mlflow")
+MARKS = {OK: "ok  ", WARN: "WARN", FAIL: "FAIL"}
+
+
+class Diagnosis(dict):
+    """{"status": the worst of all, "checks": [{name, status, found, mend}]}; `exit_code` is 1 when something must be mended."""
+
+    exit_code = 0
 
 
 def doctor(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What a run would meet here: versions, processor, accelerator, memory, disk, workspace, MLflow."""
-    from bmfm_pipeline.errors import StorageError
-    from bmfm_pipeline.tracking import tracking_uri
-
-    workspace = Workspace()
-    try:
-        workspace.check_writable()
-        writable = "writable"
-    except StorageError as error:
-        writable = str(error)
-    near = workspace.state_dir
-    while not near.exists():
-        near = near.parent
-    found = {
-        "python": platform.python_version(),
-        **{name: _version(name) for name in LIBRARIES},
-        "cores": len(os.sched_getaffinity(0)),
-        "accelerator": find_accelerator() or "none: the laptop preset is used where no sizes are written",
-        "free disk": f"{shutil.disk_usage(near).free / 2**30:.0f} GiB at {near}",
-        "workspace": f"{strip_userinfo(workspace.uri)}: {writable}",
-        "MLflow": strip_userinfo(tracking_uri(workspace.state_dir)),
-        "Prefect": os.environ.get("PREFECT_API_URL") or "no server: started for the length of a run",
-    }
+    """Check versions, machine, workspace and servers; a line each as soon as it is known."""
+    os.environ.setdefault(
+        "BMFM_RETRIES", "1"
+    )  # an answer now, not one that waits out a store that is away for a minute
+    found: list[Finding] = []
+    for finding in check_all(Workspace()):
+        found.append(finding)
+        if not arguments.json:
+            print(f"{MARKS[finding.status]}  {finding.name:<22} {finding.found}", flush=True)
+            if finding.mend:
+                print(f"      {'':<22} -> {finding.mend}", flush=True)
+    worst = next((status for status in (FAIL, WARN) if any(one.status == status for one in found)), OK)
     if not arguments.json:
-        width = max(map(len, found))
-        for name, value in found.items():
-            print(f"{name:<{width}}  {value}", file=sys.stdout)
-    return found
+        counts = {status: sum(one.status == status for one in found) for status in (FAIL, WARN)}
+        print(_verdict(counts), flush=True)
+    diagnosis = Diagnosis(status=worst, checks=[vars(one) for one in found])
+    diagnosis.exit_code = 1 if worst == FAIL else 0
+    return diagnosis
 
 
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "NOT INSTALLED; run `make venv`"
+def _verdict(counts: dict[str, int]) -> str:
+    if counts[FAIL]:
+        return f"{counts[FAIL]} to mend before a run" + (f", {counts[WARN]} to look at" if counts[WARN] else "")
+    return f"ready; {counts[WARN]} to look at" if counts[WARN] else "ready"

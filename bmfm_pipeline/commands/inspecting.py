@@ -1,6 +1,9 @@
-"""`bmfm data inspect FILE`: one screen on an h5ad file, local or on s3, or on a processed artefact."""
+"""`bmfm data inspect FILE`: one screen on a file of cells, local or on s3, on a folder of them, or on a processed artefact."""
 
 import argparse
+import contextlib
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,31 +28,68 @@ def data(arguments: argparse.Namespace) -> dict[str, Any]:
     from bmfm_pipeline.data.sources import open_source
     from bmfm_pipeline.data.sources.description import describe_file
 
+    if _is_several(arguments.file):
+        from bmfm_pipeline.commands.inspecting_folders import lines_of_folder, look_at_folder
+
+        found = look_at_folder(arguments.file)
+        if not arguments.json:
+            print("\n".join(lines_of_folder(found)))
+        return found
     path, about = _locate(arguments.file)
-    if problem := what_else(path):
-        raise DataError(problem)
     uri = strip_userinfo(arguments.file) if is_remote(arguments.file) else str(path)
-    found = describe_file(open_source(path, arguments.layer), quick=arguments.quick, uri=uri)
-    found |= {"bytes": path.stat().st_size, **about}
+    with _as_h5ad(path) as (local, made):
+        found = describe_file(open_source(local, arguments.layer), quick=arguments.quick, uri=uri)
+    size = sum(part.stat().st_size for part in path.rglob("*")) if path.is_dir() else path.stat().st_size
+    found |= {"bytes": size, **made, **about}
     if not arguments.json:
         print("\n".join(lines_of(found)))
     return found
 
 
+def _is_several(uri: str) -> bool:
+    from bmfm_pipeline.stages.source_files import holds_cells, stands_for_several
+
+    if is_remote(uri) or (Path(uri).expanduser() / "artefact.json").exists():
+        return False
+    return stands_for_several(uri) and (not Path(uri).expanduser().is_dir() or holds_cells(Path(uri).expanduser()))
+
+
+@contextlib.contextmanager
+def _as_h5ad(path: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """(the h5ad to look at, how it was read): the file itself, or what a file of another kind becomes, in a temporary folder."""
+    from bmfm_pipeline.stages.conversion import needs_conversion
+
+    if not path.exists() or not needs_conversion(path):
+        if problem := what_else(path):
+            raise DataError(problem)
+        yield path, {}
+        return
+    from bmfm_pipeline.data.sources.converting import convert
+
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "cells.h5ad"
+        about = convert(path, target)
+        yield target, {"read_as": about["format"], "notes": about["notes"]}
+
+
 def _locate(uri: str) -> tuple[Path, dict[str, Any]]:
     """(local h5ad, what is known of the artefact it is of)."""
-    if not is_remote(uri) and not Path(uri).expanduser().is_dir():
-        return Path(uri).expanduser(), {}
-    if not (is_remote(uri) and uri.rstrip("/").endswith((".h5ad", ".h5"))):
+    from bmfm_pipeline.data.sources.formats import ending_of, folder_format
+
+    if not is_remote(uri):
+        path = Path(uri).expanduser()
+        if not path.is_dir() or folder_format(path) is not None:
+            return path, {}
+    if not (is_remote(uri) and ending_of(uri)):
         where = uri.rstrip("/")
         if not is_remote(uri) and not (Path(where).expanduser() / "artefact.json").exists():
             files = sorted(Path(where).expanduser().rglob("*.h5ad"))
             if files:
                 raise DataError(
-                    f"{where}: is a folder of {len(files)} h5ad files; inspect one of them, such as {files[0]}"
+                    f"{where}: its folders hold {len(files)} h5ad files; inspect one of them, such as {files[0]}, or all: '{where}/**/*.h5ad'"
                 )
             raise DataError(
-                f"{where}: is a folder and no artefact; name an h5ad file, or the folder of a preprocess artefact"
+                f"{where}: is a folder and no artefact; name a file of cells, or the folder of a preprocess artefact"
             )
         artefact = load_artefact(where)
         if artefact.stage != "preprocess":
@@ -104,13 +144,10 @@ def _other_hdf5(path: Path) -> str | None:
             inside = set(file["matrix"]) if isinstance(file.get("matrix"), h5py.Group) else set()
     except OSError:
         return None
-    cure = f"write an h5ad: import scanpy; scanpy.{{}}('{path}').write_h5ad('cells.h5ad')"
-    if {"barcodes", "data"} <= inside:
-        return f"{path}: is an h5 file of 10x Cell Ranger; {cure.format('read_10x_h5')}"
-    if {"matrix", "row_attrs", "col_attrs"} <= names:
-        return f"{path}: is a loom file; {cure.format('read_loom')}"
-    if "mod" in names and "X" not in names:
-        return f"{path}: is a MuData file; take one modality out of it: mudata.read('{path}').mod['rna'].write_h5ad('cells.h5ad')"
+    known = {"loom": {"matrix", "row_attrs", "col_attrs"} <= names, "h5mu": "mod" in names and "X" not in names}
+    known["h5"] = {"barcodes", "data"} <= inside
+    if found := next((ending for ending, there in known.items() if there), None):
+        return f"{path}: is a .{found} file by what it holds, and an h5ad by its name; rename it to end in .{found}"
     return None
 
 
@@ -120,6 +157,8 @@ def lines_of(found: dict[str, Any]) -> list[str]:
     lines = [
         f"{found['file']}: {found['cells']:,} cells x {found['genes']:,} genes, {found['matrix']} ({found['stored']}), {size}"
     ]
+    if "read_as" in found:
+        lines.append("; ".join([f"{'read as':<10} {found['read_as']}", *found["notes"]]))
     if "artefact" in found:
         lines.append(f"preprocess artefact {found['artefact']}")
     for matrix in found["matrices"]:

@@ -4,52 +4,70 @@ import argparse
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 from urllib.request import ProxyHandler, build_opener
 
+from bmfm_pipeline.commands.listening import HOST, LOOPBACK, ask, is_taken, listener_of
 from bmfm_pipeline.errors import PipelineError
-from bmfm_pipeline.storage import Workspace
-from bmfm_pipeline.tracking import is_http, serving_command, tracking_uri
+from bmfm_pipeline.storage import Workspace, strip_userinfo
+from bmfm_pipeline.tracking import artifact_folder, is_http, serving_command, tracking_uri
 
-HOST = "127.0.0.1"
-HEALTH = {"Prefect": "/api/health", "MLflow": "/health"}
+PREFECT, MLFLOW = "Prefect", "MLflow"
+HEALTH = {PREFECT: "/api/health", MLFLOW: "/health"}
+OPTIONS = {PREFECT: "--prefect-port", MLFLOW: "--mlflow-port"}
 # MLflow's server would start a dozen processes for jobs that nothing here asks for.
 QUIET_MLFLOW = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where one of the two pages is: its address, and whether a server runs there already."""
+
+    address: str
+    running: bool
+    port: int = 0
+
+
 def ui(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Start both servers and wait; Ctrl-C or SIGTERM ends both. What they print goes to files in the state folder."""
+    """Start what is not running yet and wait; Ctrl-C or SIGTERM ends what was started here. Servers print into the state folder.
+
+    A server that shows the same runs already, or that the environment names, is used. PipelineError says who holds a port otherwise.
+    """
     state = Workspace().state_dir
     state.mkdir(parents=True, exist_ok=True)
-    ports = {"Prefect": arguments.prefect_port, "MLflow": arguments.mlflow_port}
     store = tracking_uri(state)
-    if is_http(store):  # a server of the user's
-        print(f"MLflow   {store}", flush=True)
-        del ports["MLflow"]
-    for port in ports.values():
-        _refuse_taken(port)
+    places = {
+        PREFECT: _place_of_prefect(state, arguments.prefect_port),
+        MLFLOW: _place_of_mlflow(store, arguments.mlflow_port),
+    }
+    answer = {name.lower(): place.address for name, place in places.items()}
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
     servers: dict[str, Server] = {}
     try:
-        for name, port in ports.items():
-            if name == "Prefect":
-                servers[name] = _start_prefect(state, port)
-            else:
-                servers[name] = Server(serving_command(store, HOST, port), QUIET_MLFLOW, state / "ui-mlflow.log")
-        for name, server in servers.items():
-            server.wait_for(name, ports[name])
-            print(f"{name:<8} http://{HOST}:{ports[name]}", flush=True)
-        print(f"Ctrl-C stops {'both' if len(servers) > 1 else 'it'}", flush=True)
+        for name, place in places.items():
+            if not place.running and name == PREFECT:
+                servers[name] = _start_prefect(state, place.port)
+            elif not place.running:
+                servers[name] = Server(serving_command(store, HOST, place.port), QUIET_MLFLOW, state / "ui-mlflow.log")
+        for name, place in places.items():
+            if name in servers:
+                servers[name].wait_for(name, place.port)
+            print(f"{name:<8} {place.address}{'' if name in servers else ' (running already)'}", flush=True)
+        if not servers:
+            print("both run already, and were not started here", flush=True)
+            return answer
+        print(f"Ctrl-C stops {'both' if len(servers) > 1 else next(iter(servers))}", flush=True)
         while all(server.process.poll() is None for server in servers.values()):
             time.sleep(0.5)
         raise PipelineError(next(server.ended() for server in servers.values() if server.process.poll() is not None))
     except KeyboardInterrupt:
-        return {}
+        return answer
     finally:
         for server in servers.values():
             server.stop()
@@ -100,12 +118,60 @@ def _start_prefect(state: Path, port: int) -> Server:
     return Server(command, server_environment(state, HOST, port), state / "ui-prefect.log")
 
 
-def _refuse_taken(port: int) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError as error:
+def _place_of_prefect(state: Path, port: int) -> Place:
+    """The server that PREFECT_API_URL names, else the one on `port` when it has the runs of `state`, else a new one."""
+    from flows.local import server_environment
+
+    if named := os.environ.get("PREFECT_API_URL"):
+        page = strip_userinfo(named).removesuffix("/").removesuffix("/api")
+        if ask(f"{named.removesuffix('/')}/health").answered:
+            return Place(page, running=True)
+        parts = urlsplit(page)
+        if parts.hostname not in LOOPBACK or parts.port is None:
             raise PipelineError(
-                f"port {port} is taken ({error.strerror}); is `bmfm ui` running already? Else choose others with --prefect-port and --mlflow-port"
-            ) from error
+                f"no Prefect server answers at {page}, which PREFECT_API_URL names; start it there, or unset the variable"
+            )
+        port = parts.port  # the one that `bmfm ui` is to serve again
+    address = f"http://{HOST}:{port}"
+    if not is_taken(port):
+        return Place(address, running=False, port=port)
+    settings = ask(f"{address}/api/admin/settings")
+    if ask(f"{address}/api/health").text != "true" or not isinstance(settings.json, dict):
+        raise _taken(PREFECT, port)
+    home = server_environment(state, HOST, port).get("PREFECT_HOME") or os.environ.get("PREFECT_HOME")
+    theirs = settings.json.get("home")
+    if home is not None and theirs is not None and Path(theirs) != Path(home):
+        raise _taken(PREFECT, port, f"a Prefect server over {theirs}; the runs of this workspace are in {home}")
+    return Place(address, running=True)
+
+
+def _place_of_mlflow(store: str, port: int) -> Place:
+    """The user's server, else the one on `port` when it keeps its files where this store does, else a new one."""
+    if is_http(store):
+        shown = strip_userinfo(store)
+        if not ask(f"{store.rstrip('/')}/health").answered:
+            raise PipelineError(
+                f"no MLflow server answers at {shown}, which MLFLOW_TRACKING_URI names; start it there, or unset the variable"
+            )
+        return Place(shown, running=True)
+    address = f"http://{HOST}:{port}"
+    if not is_taken(port):
+        return Place(address, running=False, port=port)
+    found = ask(f"{address}/api/2.0/mlflow/experiments/get?experiment_id=0")
+    if not isinstance(found.json, dict) or "experiment" not in found.json:
+        raise _taken(MLFLOW, port)
+    theirs, ours = found.json["experiment"].get("artifact_location", ""), artifact_folder(store)
+    if ours is None or theirs.rsplit("/", 1)[0] != ours:
+        raise _taken(
+            MLFLOW,
+            port,
+            f"an MLflow server whose files are in {theirs.rsplit('/', 1)[0]}; those of this workspace are in {ours or store}",
+        )
+    return Place(address, running=True)
+
+
+def _taken(name: str, port: int, who: str = "") -> PipelineError:
+    who = who or listener_of(port) or "a process of another user"
+    return PipelineError(
+        f"port {port} is taken by {who}; end that, or choose another port for {name} with {OPTIONS[name]}"
+    )

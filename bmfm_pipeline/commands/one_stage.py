@@ -86,6 +86,11 @@ def _run(stage: str, arguments: argparse.Namespace) -> dict[str, Any]:
             terminal({"kind": "stage", "stage": job.title, "cached": job.cached, "reason": job.reason})
             results[job.title] = run_stage(job, terminal)
         terminal.finish()
+        if stage == "finetune" and jobs[-1].config["promotion"]["after_finetune"] != "nothing":
+            from bmfm_pipeline.commands.reevaluating import person
+            from bmfm_pipeline.stages.registering import offer_model
+
+            offer_model(jobs[-1], None, person())
     found = outcome(workspace, results)
     print(describe(found), file=sys.stderr if arguments.json else sys.stdout)
     return found

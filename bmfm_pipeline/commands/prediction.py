@@ -8,6 +8,8 @@ from bmfm_pipeline.commands.terminal import Terminal
 
 
 def predict(arguments: argparse.Namespace) -> dict[str, Any]:
+    if arguments.perturb:
+        return _perturbed(arguments)
     from bmfm_pipeline.stages.predict import Asked, predict_file
     from bmfm_pipeline.stages.prediction_settings import read_settings
 
@@ -33,6 +35,43 @@ def predict(arguments: argparse.Namespace) -> dict[str, Any]:
             on_progress=terminal,
         )
     return _say(found, arguments)
+
+
+def _perturbed(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What perturbations in silico do to the cells of a file."""
+    from bmfm_pipeline.errors import ConfigError
+    from bmfm_pipeline.stages.in_silico import perturb_file
+
+    spare = {
+        "--h5ad": arguments.h5ad, "--pooling": arguments.pooling, "--umap": arguments.umap, "--batch-column": arguments.batch_column,
+        "--unknown-below": arguments.unknown_below,
+    }  # fmt: skip
+    if given := [name for name, value in spare.items() if value]:
+        raise ConfigError(
+            f"{', '.join(given)}: does not go with --perturb, which writes tables of its own; leave it out"
+        )
+    if arguments.overrides:
+        raise ConfigError(f"{arguments.overrides[0]}: does not go with --perturb")
+    with Terminal() as terminal:
+        terminal({"kind": "step", "stage": "predict", "step_name": "perturb"})
+        found = perturb_file(
+            arguments.model,
+            arguments.input,
+            arguments.output,
+            arguments.perturb,
+            layer=arguments.layer,
+            batch_size=arguments.batch_size,
+            kind=arguments.format,
+            on_progress=terminal,
+        )
+    lines = [
+        f"{len(found['perturbations'])} perturbations of {found['cells']} cells",
+        *(f"  {file}" for file in found["files"]),
+    ]
+    if found["cells_left_out"]:
+        lines.append(f"{found['cells_left_out']} cells of the file were left out: unusable, or no control cells")
+    print("\n".join(lines), file=sys.stderr if arguments.json else sys.stdout)
+    return found
 
 
 def predict_as_configured(run, arguments: argparse.Namespace) -> dict[str, Any]:

@@ -3,8 +3,10 @@
 import os
 from typing import Any
 
-from bmfm_pipeline.storage import Artefact, Workspace, load_artefact, read_json
+from bmfm_pipeline.storage import Artefact, Workspace, load_artefact, read_json, strip_userinfo
 from bmfm_pipeline.tracking import is_http
+
+MOST_FILES = 5
 
 
 def outcome(workspace: Workspace, stages: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -44,6 +46,7 @@ def describe(found: dict[str, Any]) -> str:
         lines += ["", f"report      {artefact.file('report.html')}"]
         if found.get("pipeline_report"):
             lines.append(f"whole run   {found['pipeline_report']}")
+    lines += _files_left_out(found["artefacts"].get("preprocess"))
     if "interpret" in found["artefacts"]:
         lines += _interpretation(load_artefact(found["artefacts"]["interpret"]))
     if found.get("study"):
@@ -67,6 +70,20 @@ def describe(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _files_left_out(uri: str | None) -> list[str]:
+    """Files of a dataset of many that could not be used, with the reason; the others are said while they are read."""
+    artefact = load_artefact(uri) if uri else None
+    if artefact is None or not artefact.summary.get("files_set_aside"):
+        return []
+    aside = _file_of(artefact, "report.json")["files"]["set_aside"]
+    total = len(aside) + artefact.summary["files"]
+    lines = ["", f"{len(aside)} of {total} files could not be used, and their cells are left out:"]
+    lines += [f"  {entry['file']}: {entry['reason']}" for entry in aside[:MOST_FILES]]
+    if len(aside) > MOST_FILES:
+        lines.append(f"  and {len(aside) - MOST_FILES} more, in {artefact.file('report.json')}")
+    return lines
+
+
 def _interpretation(artefact: Artefact) -> list[str]:
     """The top genes of every class and how far they can be believed."""
     found = _file_of(artefact, "interpretation.json")
@@ -86,5 +103,5 @@ def where_to_look(workspace: Workspace) -> str:
     option = "" if os.environ.get("BMFM_WORKSPACE", "workspace") == "workspace" else f" --workspace {workspace.uri}"
     lines = [f"pages       bmfm ui{option}    (Prefect at http://127.0.0.1:4200, MLflow at http://127.0.0.1:5000)"]
     if is_http(chosen):
-        lines.append(f"MLflow      {chosen}")
+        lines.append(f"MLflow      {strip_userinfo(chosen)}")
     return "\n".join(lines)

@@ -69,6 +69,9 @@ class Terminal(logging.Handler):
                 self._progress(event)
             elif kind == "note":
                 self._once(event["message"])
+            elif kind == "log":
+                grave = event.get("level") not in ("debug", "info")
+                self._once(event["message"], "warning: " if grave else "")
 
     def _begin_stage(self, event: dict[str, Any]) -> None:
         self._finish_stage()

@@ -1,6 +1,7 @@
 """`bmfm run` and `bmfm plan`: the whole chain on one dataset."""
 
 import argparse
+import json
 import sys
 from typing import Any
 
@@ -10,13 +11,14 @@ from bmfm_pipeline.errors import ConfigError
 from bmfm_pipeline.stages import STAGES, plan_pipeline
 from bmfm_pipeline.stages.controls_plan import check_controls
 from bmfm_pipeline.stages.pipeline_page import pipeline_page
+from bmfm_pipeline.stages.planning import why_skipped
 from bmfm_pipeline.stages.running import restore_copies
 from bmfm_pipeline.stages.study_plan import StudyPlan, plan_study
 from bmfm_pipeline.stages.study_running import IncompleteStudy
 from bmfm_pipeline.storage import Workspace
 
 # `bmfm run` takes these before Hydra sees the overrides.
-STUDY_ARGUMENTS = ("few_shot", "seeds", "seeds_of", "parallel")
+STUDY_ARGUMENTS = ("few_shot", "seeds", "seeds_of", "parallel", "fan_out")
 RUN_ARGUMENTS = ("label", "task", "perturbation_column_name", "controls", *STUDY_ARGUMENTS)
 
 
@@ -34,7 +36,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
                 restore_copies(job)
             results = {job.title: {"uri": job.uri, "cached": True} for job in jobs}
             found = outcome(workspace, results)
-            found |= {"mlflow_url": None, "flow_run_id": None, "pipeline_report": pipeline_page(workspace, results)}
+            page = pipeline_page(workspace, results, summary.uri if study else None)
+            found |= {"mlflow_url": None, "flow_run_id": None, "pipeline_report": page}
             if study:
                 terminal.say(f"study: reused ({len(study.points)} points)")
                 tests = {point.name: point.evaluation.uri for point in study.points}
@@ -43,7 +46,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             found = _through_prefect(arguments.target, own, overrides, workspace, terminal)
         for stage in STAGES:
             if stage not in found["artefacts"]:
-                terminal.say(f"{stage}: skipped, {jobs[-1].name} has no label column")
+                terminal.say(f"{stage}: skipped, {why_skipped(stage, jobs)}")
     incomplete = found.pop("incomplete", None)
     print("\n".join([describe(found), where_to_look(workspace)]), file=sys.stderr if arguments.json else sys.stdout)
     if incomplete is not None:
@@ -98,7 +101,7 @@ def plan_of_study(target: str, own: dict[str, str], overrides: list[str]) -> Stu
     """The study that few_shot= and seeds= ask for; None when neither does, and then nothing about one is left in `own`."""
     asked = {name: own[name] for name in ("few_shot", "seeds") if own.get(name, "false").lower() != "false"}
     if not asked:
-        spare = [f"{name}={own[name]}" for name in ("seeds_of", "parallel") if name in own]
+        spare = [f"{name}={own[name]}" for name in ("seeds_of", "parallel", "fan_out") if name in own]
         if spare:
             raise ConfigError(
                 f"{', '.join(spare)}: is about several trainings; ask for them with few_shot=true or seeds=5"
@@ -125,12 +128,28 @@ def split_run_arguments(overrides: list[str]) -> tuple[dict[str, str], list[str]
             own[name] = value
         else:
             hydra.append(word)
-    for name in ("task", "perturbation_column_name"):
-        if name in own:
-            raise ConfigError(
-                f"{name}={own[name]}: this version predicts labels of cells; perturbation tasks are not among its datasets. "
-                f"Leave {name} out, or name a label column with label=COLUMN"
-            )
+    hydra += _about_pairs(own)
     if "controls" in own:
         check_controls(own["controls"])
     return own, hydra
+
+
+def _about_pairs(own: dict[str, str]) -> list[str]:
+    """task= and perturbation_column_name=, taken out of the arguments, as the overrides that they stand for."""
+    task, column = own.pop("task", None), own.pop("perturbation_column_name", None)
+    if task not in (None, "perturbation", "label"):
+        raise ConfigError(f"task={task}: must be perturbation, or label, which is what a run does without it")
+    if task == "label":
+        if column is not None:
+            raise ConfigError(
+                f"perturbation_column_name={column}: goes with task=perturbation; leave one of the two out"
+            )
+        return []
+    if task is None and column is None:
+        return []
+    if "label" in own:
+        raise ConfigError(
+            f"label={own['label']}: a run predicts a label or perturbations; leave it out, or leave out task=perturbation"
+        )
+    words = ["data_module.collation_strategy=sequence_labeling"]
+    return words + ([f"data_module.perturbation.column={json.dumps(column)}"] if column else [])

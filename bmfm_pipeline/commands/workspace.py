@@ -32,7 +32,8 @@ def workspace(arguments: argparse.Namespace) -> dict[str, Any]:
 def _list(arguments: argparse.Namespace) -> dict[str, Any]:
     place = Workspace()
     inventory = life.take_inventory(place)
-    runs, copies, aside = life.scratch_of(inventory), entries(cache_dir()), quarantined(place)
+    runs = [*life.scratch_of(inventory), *life.shared_runs(inventory)]
+    copies, aside = entries(cache_dir()), quarantined(place)
     stored = _in_order(inventory)
     stages = {
         stage: [item for item in stored if item.stage == stage]
@@ -53,7 +54,7 @@ def _list(arguments: argparse.Namespace) -> dict[str, Any]:
         },
         "runs": [
             {
-                "folder": str(run.path),
+                "folder": strip_userinfo(str(run.path)),
                 "stage": run.stage,
                 "name": run.name,
                 "state": run.state,

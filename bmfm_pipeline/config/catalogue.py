@@ -10,8 +10,14 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from bmfm_pipeline.config.data_module import TransformStep
+from bmfm_pipeline.config.data_module import NORMALISING, InputValues, TransformStep
+from bmfm_pipeline.config.gene_names import GeneNames
+from bmfm_pipeline.config.perturbation import PerturbationConfig
+from bmfm_pipeline.config.promotion import PromotionConfig
+from bmfm_pipeline.config.reading import FileTable
 from bmfm_pipeline.config.sections import LabelColumnInfo
+from bmfm_pipeline.config.sequences import SequencesConfig
+from bmfm_pipeline.config.splits import SplitConfig
 from bmfm_pipeline.config.strict import Section, readable
 from bmfm_pipeline.config.yaml_files import not_yaml
 from bmfm_pipeline.errors import ConfigError, did_you_mean
@@ -61,11 +67,13 @@ class DatasetSource(Section):
     """Where the cells come from: `file` below the folder that the variable `env` names, or a `builder` of ours.
 
     Without `env`, `file` is a path (a relative one counts from the folder of the YAML file) or an s3:// address. A folder, or a
-    pattern such as studies/*.h5ad, stands for all its h5ad files as one dataset.
+    pattern such as studies/*.h5ad, stands for all its files as one dataset; `converted` is a pattern of what is read where no file fits
+    the first.
     """
 
     env: str | None = Field(None, pattern="^[A-Za-z_][A-Za-z0-9_]*$")
     file: str | None = None
+    converted: str | None = None
     builder: Literal["zheng68k_mini"] | None = None
     download: Download | None = None
 
@@ -114,26 +122,93 @@ class Automations(Section):
     webhook_env: str = Field("BMFM_NOTIFY_URL", pattern="^[A-Za-z_][A-Za-z0-9_]*$")
 
 
+class ExpectedScore(Section):
+    """What somebody else measured on the dataset: scores by metric, each in 0..1, and where they are printed.
+
+    `protocol` says on which cells: a score of another split is no target for this one.
+    """
+
+    method: str
+    scores: dict[str, float] = Field(min_length=1)
+    protocol: str = ""
+    source: str = Field(min_length=1)
+
+
 class DatasetEntry(Section):
-    """One dataset of the catalogue."""
+    """One dataset of the catalogue.
+
+    `split` is a split rule as in data_module.transform_kwargs.split, and `split_column_name` the short form for a column that says
+    train, dev or test. `classes` {label column: number of classes} where these are not listed in `expected_labels`. `fetch` says how
+    the file is got by hand, `accession` under which name archives have it.
+    """
 
     name: str
     title: str
-    kind: Literal["h5ad"] = "h5ad"
+    kind: Literal["h5ad", "dna"] = "h5ad"
     source: DatasetSource
     label_columns: list[LabelColumnInfo] = Field(default_factory=list)
-    transforms: list[TransformStep]
+    transforms: list[TransformStep] = Field(default_factory=list)
     expected_labels: dict[str, list[str]] = Field(default_factory=dict)
+    classes: dict[str, int] = Field(default_factory=dict)
+    split: SplitConfig | None = None
     split_column_name: str | None = None
-    input_values: Literal["counts", "any"] = "counts"
+    batch_column: str | None = None
+    files: FileTable | None = None  # a dataset of studies: a table with a row for each of its files
+    gene_names: GeneNames | None = None
+    perturbation: PerturbationConfig | None = None  # cells to pair with controls; then there is no label column
+    input_values: InputValues = "counts"
+    sequences: SequencesConfig | None = None  # of kind dna: how its sequences are read
+    parts: list[str] = Field(default_factory=list)  # of kind dna: what may stand for {part} in source.file
+    label_meaning: dict[str, dict[str, str]] = Field(
+        default_factory=dict
+    )  # {label column: {class, or value: what it is}}
     cells: int | None = None
     genes: int | None = None
     notes: str = ""
+    fetch: str = ""
+    accession: str = ""
+    licence: str = ""
     citation: str = ""
     homepage: str = ""
+    expected: list[ExpectedScore] = Field(default_factory=list)
     evaluate_schedule: Schedule | None = None
+    promotion: PromotionConfig | None = None
     automations: Automations = Field(default_factory=Automations)
     deployed: bool = False  # whether deployments/prefect.yaml has a deployment of every flow for it
+
+    @model_validator(mode="after")
+    def _one_split(self) -> "DatasetEntry":
+        if self.split is not None and self.split_column_name is not None:
+            raise ValueError(
+                "split and split_column_name both say how cells are split; keep split, with its key `column` for an obs column"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _of_its_kind(self) -> "DatasetEntry":
+        if self.kind == "h5ad" and "transforms" not in self.model_fields_set:
+            raise ValueError("transforms: name the steps that prepare the cells, [] for none")
+        if self.kind == "dna" and self.transforms:
+            raise ValueError("transforms are for cells; a dataset of kind dna has none")
+        if self.kind != "dna" and self.sequences is not None:
+            raise ValueError("sequences says how nucleotides are read: set kind: dna, or remove it")
+        named = self.sequences.part if self.sequences is not None else None
+        if ("{part}" in (self.source.file or "")) != bool(self.parts) or (self.parts and named not in self.parts):
+            raise ValueError("parts, sequences.part (the usual one of them) and {part} in source.file go together")
+        return self
+
+    @model_validator(mode="after")
+    def _classes_of_label_columns(self) -> "DatasetEntry":
+        names = [column.label_column_name for column in self.label_columns]
+        if unknown := [name for name in (*self.classes, *self.expected_labels) if name not in names]:
+            raise ValueError(
+                f"classes are given for {', '.join(unknown)}, which is none of label_columns ({', '.join(names) or 'none'})"
+            )
+        return self
+
+    def n_classes(self, label: str) -> int | None:
+        """How many classes a label column has, where the entry says so."""
+        return len(self.expected_labels[label]) if label in self.expected_labels else self.classes.get(label)
 
     @model_validator(mode="after")
     def _automations_have_deployments(self) -> "DatasetEntry":
@@ -216,8 +291,11 @@ def without_filters(steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [step for step in steps if not step["transform_name"].startswith("Filter")]
 
 
-def default_transforms() -> list[dict[str, Any]]:
-    """The chain of a dataset that brings none of its own: names cleaned, normalised to 10,000, log2, ten bins, empty rows out."""
+def default_transforms(input_values: str = "counts") -> list[dict[str, Any]]:
+    """The chain of a dataset that brings none of its own: names cleaned, normalised to 10,000, log2, ten bins, empty rows out.
+
+    Of log-normalised values neither a share nor a logarithm is taken again.
+    """
     steps: list[tuple[str, dict[str, Any]]] = [
         ("RenameGenesTransform", {"gene_map": None}),
         ("KeepGenesTransform", {"genes_to_keep": None}),
@@ -227,4 +305,10 @@ def default_transforms() -> list[dict[str, Any]]:
         ("FilterCellsTransform", {"min_counts": 2}),
         ("FilterGenesTransform", {"min_counts": 1}),
     ]
-    return [{"transform_name": name, "transform_args": arguments} for name, arguments in steps]
+    again = NORMALISING if input_values == "log_normalised" else ()
+    return [{"transform_name": name, "transform_args": arguments} for name, arguments in steps if name not in again]
+
+
+def perturbation_transforms(input_values: str = "counts") -> list[dict[str, Any]]:
+    """The chain of perturbed cells: as every other, but values are not binned, for they are compared as numbers."""
+    return [step for step in default_transforms(input_values) if step["transform_name"] != "BinTransform"]

@@ -2,10 +2,13 @@
 
 from typing import TYPE_CHECKING, Any
 
+from bmfm_pipeline.config.data_module import NORMALISING
 from bmfm_pipeline.config.losses import LOSSES, decode_mode, default_loss, read_loss
 from bmfm_pipeline.config.models import WITHOUT_PAIRS
+from bmfm_pipeline.config.perturbation import LABEL_FIELDS, check_pairs
 from bmfm_pipeline.config.reshaping import check_read_depth, check_square_root
 from bmfm_pipeline.config.schedule import settle_epochs
+from bmfm_pipeline.config.sequences import check_sequences
 from bmfm_pipeline.config.whole_cells import check_whole_cell_loss, default_whole_cell_losses, whole_cell_head
 from bmfm_pipeline.errors import ConfigError
 
@@ -45,6 +48,10 @@ def resolve_losses(run: "RunConfig") -> list[dict[str, Any]]:
 
 def _default_losses(run: "RunConfig") -> list[dict[str, Any]]:
     losses: list[dict[str, Any]] = default_whole_cell_losses(run) if run.predicts_whole_cells else []
+    if run.predicts_pairs:
+        for field in run.fields:
+            if field.field_name in LABEL_FIELDS:
+                losses.append({"field_name": field.field_name, "name": "mse" if field.continuous else "cross_entropy"})
     if run.predicts_fields and not run.predicts_whole_cells:
         for field in run.fields:
             if field.is_masked:
@@ -95,17 +102,22 @@ def _check_field_loss(field_name: str, entry: dict[str, Any], path: str, run: "R
             "wced_target, such as non_input_genes"
         )
     position = [field.field_name for field in run.fields].index(field_name)
-    if not fields[field_name].is_masked:
+    if run.predicts_pairs:
+        if field_name not in LABEL_FIELDS:
+            raise ConfigError(
+                f"{path}: loss {loss} on field '{field_name}': pairs of cells are compared by {', '.join(LABEL_FIELDS)}"
+            )
+    elif not fields[field_name].is_masked:
         raise ConfigError(
             f"{path}: loss {loss} on field '{field_name}' needs that field to be masked, but its is_masked is false; "
             f"set fields.{position}.is_masked=true, or remove this loss"
         )
-    if not run.data_module.masks:
+    if not run.predicts_pairs and not run.data_module.masks:
         raise ConfigError(
             f"{path}: loss {loss} on field '{field_name}' needs masked tokens, but data_module.mlm is false; "
             "set data_module.mlm=true, or remove this loss"
         )
-    if not run.predicts_fields:
+    if not run.predicts_fields and not run.predicts_pairs:
         raise ConfigError(
             f"{path}: loss {loss} on field '{field_name}' needs collation_strategy language_modeling or multitask, "
             f"found {run.data_module.collation_strategy}"
@@ -177,11 +189,7 @@ def check_run(run: "RunConfig") -> None:
     if not any(field.is_input for field in run.fields):
         raise ConfigError("fields: at least one field must be an input")
     strategy = run.data_module.collation_strategy
-    if strategy == "sequence_labeling":
-        raise ConfigError(
-            "data_module.collation_strategy: sequence_labeling needs paired control and perturbed cells, which no dataset of this "
-            "version offers; use multitask, language_modeling or sequence_classification"
-        )
+    check_pairs(run)
     if strategy == "language_modeling" and not run.predicts_fields:
         raise ConfigError(
             "data_module: collation_strategy language_modeling with mlm=false has nothing to predict; set mlm=true"
@@ -191,10 +199,30 @@ def check_run(run: "RunConfig") -> None:
             "data_module: collation_strategy sequence_classification does not mask, but mlm is true; set mlm=false, or "
             "collation_strategy=multitask for both"
         )
+    check_sequences(run)
     check_read_depth(run)
     check_square_root(run)
+    _check_log_normalised(run)
     if run.is_training:
         _check_training(run)
+
+
+def _check_log_normalised(run: "RunConfig") -> None:
+    """Values of which the logarithm was taken are neither normalised again nor taken for reads."""
+    module = run.data_module
+    if module.transform_kwargs.input_values != "log_normalised" or not module.transform_datasets:
+        return
+    for index, step in enumerate(module.transform_kwargs.transforms or []):
+        if step.transform_name in NORMALISING:
+            raise ConfigError(
+                f"data_module.transform_kwargs.transforms.{index}: {step.transform_name} would normalise a second time, for input_values says "
+                "log_normalised; remove the step, or set input_values=counts"
+            )
+    if module.rda_transform is not None:
+        raise ConfigError(
+            f"data_module.rda_transform: {module.rda_transform} draws reads, and log-normalised values (transform_kwargs.input_values) hold "
+            "none; set it to null, or give the counts"
+        )
 
 
 def _check_training(run: "RunConfig") -> None:

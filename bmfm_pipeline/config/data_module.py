@@ -5,6 +5,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from bmfm_pipeline.config.gene_names import GeneNames, MapOrthologs, check_gene_names
+from bmfm_pipeline.config.perturbation import PerturbationConfig, gather_flat_keys
+from bmfm_pipeline.config.reading import FileTable, Reading
 from bmfm_pipeline.config.reshaping import (
     MaskingStrategy,
     SelectiveDropout,
@@ -14,10 +16,14 @@ from bmfm_pipeline.config.reshaping import (
     zero_exposure,
 )
 from bmfm_pipeline.config.schedule import BatchScheduleEntry, settle_scheduled
+from bmfm_pipeline.config.sequences import SequencesConfig
 from bmfm_pipeline.config.splits import SplitConfig, SplitWeights
 from bmfm_pipeline.config.strict import Absent, Section
 
 CollationStrategy = Literal["language_modeling", "sequence_classification", "multitask", "sequence_labeling"]
+# Steps that make of counts what log-normalised values are already.
+NORMALISING = ("NormalizeTotalTransform", "TPMNormalizationTransform", "LogTransform")
+InputValues = Literal["counts", "log_normalised", "any"]
 SPLITS = ("train", "dev", "test")
 
 
@@ -38,7 +44,9 @@ class TransformKwargs(Section):
 
     `source_h5ad_file_name`: an h5ad file, or several: a list, a folder, or a pattern such as /data/*.h5ad. `cell_names`: a cell name
     that several files have is refused, or all cells get the name of their file as a prefix. Of several files at most the share
-    `max_share_of_files_set_aside` may be left out because they cannot be used.
+    `max_share_of_files_set_aside` may be left out because they cannot be used. `input_values`: what the matrix holds; of log-normalised
+    values nothing is normalised again, and controls read them as they are. `reading`: how a file that is no h5ad is read. `files`: a
+    table of several files, from which some are chosen. `num_workers`: processes that several files are converted and prepared in.
     """
 
     legacy: ClassVar[dict[str, str]] = {
@@ -57,10 +65,13 @@ class TransformKwargs(Section):
     fit_on: Literal["train", "all"] = "train"
     layer: str | None = None
     duplicate_genes: Literal["refuse", "sum", "first"] = "refuse"
-    input_values: Literal["counts", "any"] = "counts"
+    input_values: InputValues = "counts"
     gene_names: GeneNames = Field(default_factory=GeneNames)
     cell_names: Literal["refuse", "prefix"] = "refuse"
     max_share_of_files_set_aside: float = Field(0.1, ge=0, lt=1)
+    reading: Reading = Field(default_factory=Reading)
+    files: FileTable | None = None
+    num_workers: int = Field(0, ge=0)
 
     @field_validator("source_h5ad_file_name")
     @classmethod
@@ -91,7 +102,7 @@ class DatasetKwargs(Section):
     }
 
     processed_data_source: str | None = None
-    expose_zeros: Literal["all"] | None = None
+    expose_zeros: Literal["all", "no_zeros", "label_nonzeros"] | None = None
     label_columns: list[str] | None = None
     regression_label_columns: list[str] | None = None
     label_dict_path: str | None = None
@@ -151,11 +162,13 @@ class DataModuleConfig(Section):
     batch_schedule: list[BatchScheduleEntry] | None = Field(None, min_length=1)
     test_batch_size: int | None = Field(None, gt=0)
     test_max_length: int | None = Field(None, gt=2)
+    perturbation: PerturbationConfig | None = None
+    sequences: SequencesConfig | None = None
 
     @model_validator(mode="before")
     @classmethod
     def _scheduled(cls, values: Any) -> Any:
-        return settle_scheduled(values) if isinstance(values, dict) else values
+        return settle_scheduled(gather_flat_keys(values)) if isinstance(values, dict) else values
 
     @field_validator("dataset_kwargs", "transform_kwargs", mode="before")
     @classmethod

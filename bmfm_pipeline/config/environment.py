@@ -6,6 +6,7 @@ from typing import Any
 
 from bmfm_pipeline.config.catalogue import downloads_folder, list_entries
 from bmfm_pipeline.errors import ConfigError
+from bmfm_pipeline.storage import check_values
 
 _VARIABLE = re.compile(r"\$\{oc\.env:([A-Za-z_]\w*)\}")
 
@@ -32,7 +33,8 @@ def expand(text: str) -> str:
 
 
 def require_path(value: str, key: str) -> str:
-    """`value` as a path or address, with variables as they are now; ConfigError when one of them is not set.
+    """`value` as a path or address, with variables as they are now; ConfigError when one of them is not set, or for a place
+    outside $BMFM_ALLOWED_ROOTS.
 
     The variable of a dataset that `bmfm datasets download` has fetched need not be set.
     """
@@ -43,7 +45,9 @@ def require_path(value: str, key: str) -> str:
             f"{key} is {value}, but the environment variable {missing} is not set; "
             f"run `export {missing}=/path/to/data`, or set {key} to a path{_alternative(missing)}"
         )
-    return expand(str(value))
+    path = expand(str(value))
+    check_values(path, key, also=(downloads_folder(),))
+    return path
 
 
 def _downloaded(variable: str) -> str | None:

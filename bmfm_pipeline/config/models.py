@@ -24,7 +24,8 @@ class ModelConfig(Section):
     same name are taken over, others start fresh. encoder: all heads start fresh. null is strict, and backbone where a pretrained model of
     this pipeline is fine-tuned.
     `cell_summary`: position 0 is given the sum of the cell's gene vectors, each times its value. `linear_path`: a linear classifier of
-    the same values is added to the scores of every label column. Both need a continuous field. `gene_vectors`: what the embedding of
+    the same values is added to the scores of every label column. Both need a continuous field. `perturbation_vectors`: every position is
+    given the sum of the vectors of the perturbed genes, which start at zero; needs the field perturbations. `gene_vectors`: what the embedding of
     genes starts from without a checkpoint, random numbers or svd, the singular vectors of the training cells' expression.
     """
 
@@ -45,6 +46,7 @@ class ModelConfig(Section):
     max_position_embeddings: int = Field(512, gt=0)
     cell_summary: bool = False
     linear_path: bool = False
+    perturbation_vectors: bool = False
     gradient_checkpointing: bool = False
     gene_vectors: Literal["random", "svd"] = "random"
     checkpoint: str | None = None

@@ -82,7 +82,11 @@ def apply_preset(values: dict[str, Any], written: set[str] | frozenset[str]) -> 
     if "values_as_numbers" in preset and _read_as_numbers(values, written):
         changed.append("expressions as numbers")
         parts += [preset["values_as_numbers"].get(name, {}) for name in ("all", stage)]
-    changed += _merge(values, _joined(parts), written)
+    whole = _joined(parts)
+    if values.get("data_module", {}).get("transform_kwargs", {}).get("input_values") == "log_normalised":
+        # Logarithms are numbers of a good scale already: no square root is taken of their shares.
+        whole.get("data_module", {}).pop("sqrt_normalize_transform", None)
+    changed += _merge(values, whole, written)
     values["preset_used"] = wanted
     if changed:
         _note(values, f"preset {wanted}: {reason}, so {', '.join(changed)}")
@@ -102,7 +106,7 @@ def _read_as_numbers(values: dict[str, Any], written: set[str] | frozenset[str])
         values.get("trainer", {}).get("losses"),
         module.get("masking_strategy"),
         module.get("rda_transform"),
-        module.get("transform_kwargs", {}).get("input_values", "counts") != "counts",
+        module.get("transform_kwargs", {}).get("input_values") == "any",
     )
     if any(said):
         return False
@@ -116,9 +120,11 @@ def _note(values: dict[str, Any], text: str) -> None:
 
 
 def _stage(values: dict[str, Any]) -> str:
-    """Pretraining when tokens are masked, as RunConfig.training_stage says of a checked config."""
+    """Pretraining when tokens are masked, as RunConfig.training_stage says of a checked config; pairs of cells by themselves."""
     module = values.get("data_module", {})
     masks, strategy = module.get("mlm"), module.get("collation_strategy", "multitask")
+    if strategy == "sequence_labeling":
+        return "perturbation"
     return "finetune" if masks is False or strategy == "sequence_classification" else "pretrain"
 
 

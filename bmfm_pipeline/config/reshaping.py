@@ -221,4 +221,5 @@ def with_table_paths(module: dict[str, Any], paths: dict[str, Any]) -> dict[str,
 def batching_view(module: "DataModuleConfig", plain: dict[str, Any]) -> dict[str, Any]:
     """What of the plain section enters a training key: tables as inputs, by content, and the zeros that dataset_kwargs exposes."""
     view = with_table_paths(plain, dict.fromkeys(table_paths(module), "a file"))
-    return {**view, "expose_zeros": module.dataset_kwargs.expose_zeros}
+    sequences = None if module.sequences is None else module.sequences.batching_view()
+    return {**view, "expose_zeros": module.dataset_kwargs.expose_zeros, "sequences": sequences}

@@ -8,6 +8,7 @@ from bmfm_pipeline.config.accelerator import find_accelerator
 from bmfm_pipeline.config.checks import check_run, derive_decode_modes, resolve_losses
 from bmfm_pipeline.config.data_module import DataModuleConfig
 from bmfm_pipeline.config.models import ModelConfig, SCBertModel, read_model
+from bmfm_pipeline.config.promotion import PromotionConfig
 from bmfm_pipeline.config.reshaping import batching_view, note_read_depth
 from bmfm_pipeline.config.sections import (
     EvaluationConfig,
@@ -68,6 +69,7 @@ LABELS_IN_DATA = (
     "is_regression_label",
     "is_multilabel",
     "multilabel_str_sep",
+    "from_columns",
     "silent_label_values",
     "label_ontology",
 )
@@ -90,6 +92,7 @@ class RunConfig(Section):
     trainer: TrainerConfig = Field(default_factory=TrainerConfig)
     task: SerializeAsAny[TaskConfig] = Field(default_factory=TrainingTaskConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+    promotion: PromotionConfig = Field(default_factory=PromotionConfig)
     track_clearml: dict[str, Any] | None = None
     preset: Literal["auto", "none", "laptop"] = "none"
     preset_used: str | None = None
@@ -164,6 +167,8 @@ class RunConfig(Section):
                 "label_columns: sequence_classification needs at least one label column; add `- label_column_name: COLUMN` to "
                 "label_columns, or give label=COLUMN"
             )
+        if self.predicts_pairs:
+            raise ConfigError("trainer.losses: nothing is predicted; name a loss on label_expressions or a delta field")
         raise ConfigError(
             "trainer.losses: nothing is predicted; mask a field (fields.1.is_masked=true, with data_module.mlm=true) or add a label "
             "column"
@@ -201,6 +206,11 @@ class RunConfig(Section):
         return self.data_module.collation_strategy in ("sequence_classification", "multitask")
 
     @property
+    def predicts_pairs(self) -> bool:
+        """Whether perturbed cells are predicted from control cells beside them."""
+        return self.data_module.collation_strategy == "sequence_labeling"
+
+    @property
     def training_stage(self) -> str:
         """'pretrain' when tokens are masked, else 'finetune'."""
         return "pretrain" if self.predicts_fields else "finetune"
@@ -220,9 +230,13 @@ class RunConfig(Section):
         settings = self.data_module.transform_kwargs
         if stage == "preprocess":
             seed = self.seed.seed_value if settings.random_state is None else settings.random_state
+            sequences = self.data_module.sequences
             transform = plain["data_module"]["transform_kwargs"]
-            for name in ("source_h5ad_file_name", "processed_data_source", "random_state"):
+            for name in ("source_h5ad_file_name", "processed_data_source", "random_state", "num_workers"):
                 transform.pop(name)
+            transform["reading"].pop("cell_table")  # tables enter as inputs, by content
+            if transform["files"]:
+                transform["files"].pop("table")
             for name in ("table", "orthologs"):  # the files enter as inputs, by content
                 transform["gene_names"].pop(name)
             transform["map_orthologs"] = self.data_module.map_orthologs
@@ -233,11 +247,13 @@ class RunConfig(Section):
                 "transform": transform,
                 "seed": seed,
                 "transform_datasets": self.data_module.transform_datasets,
+                "perturbation": self.data_module.perturbation and self.data_module.perturbation.preprocessing(),
                 "labels": [
                     {name: _without_file(label)[name] for name in LABELS_IN_DATA} for label in plain["label_columns"]
                 ],
                 "tokenizer": "folder" if self.tokenizer.is_folder else self.tokenizer.identifier,
                 "prepend_tokens": self.tokenizer.prepend_tokens,
+                **({} if sequences is None else {"sequences": sequences.preprocess_view()}),
                 "dynamic": sorted(
                     entry.field_name for entry in self.fields if entry.vocab_update_strategy == "dynamic"
                 ),

@@ -113,7 +113,10 @@ class FieldInfo(Section):
 
 
 class LabelColumnInfo(Section):
-    """A column of obs (or of a csv) to predict."""
+    """A column of obs (or of a csv) to predict.
+
+    `from_columns`: true/false columns of obs that make up a column of several classes a cell, each one a class.
+    """
 
     absent: ClassVar[dict[str, Absent]] = {
         "is_bio_context_for_datastore": Absent((None, False)),
@@ -125,6 +128,7 @@ class LabelColumnInfo(Section):
     is_regression_label: bool = False
     is_multilabel: bool = False
     multilabel_str_sep: str = "|"
+    from_columns: list[str] | None = Field(None, min_length=1)
     classifier_depth: Literal[1, 2] = 1
     gradient_reversal_coefficient: float | None = None
     n_unique_values: int | None = None
@@ -142,6 +146,16 @@ class LabelColumnInfo(Section):
         name = self.label_column_name
         if self.is_regression_label and self.is_multilabel:
             raise ValueError(f"'{name}' cannot be both is_regression_label and is_multilabel; keep one")
+        if self.from_columns is not None:
+            if not self.is_multilabel:
+                raise ValueError(f"'{name}': from_columns makes several classes a cell; set is_multilabel=true")
+            if twice := sorted({flag for flag in self.from_columns if self.from_columns.count(flag) > 1}):
+                raise ValueError(f"'{name}': from_columns names {', '.join(twice)} more than once")
+            if mixed := [flag for flag in self.from_columns if self.multilabel_str_sep in flag]:
+                raise ValueError(
+                    f"'{name}': from_columns names {', '.join(mixed)}, and {self.multilabel_str_sep!r} separates classes; set another "
+                    "multilabel_str_sep"
+                )
         if self.label_ontology is not None and (self.is_regression_label or self.is_multilabel):
             kind = "numbers" if self.is_regression_label else "several classes a cell"
             raise ValueError(f"'{name}' holds {kind}; label_ontology is for a column of one class a cell, remove it")
@@ -169,7 +183,9 @@ class TrainerConfig(Section):
         "batch_size": Absent(instead="set data_module.batch_size"),
         "metrics": Absent((None, []), "name metrics in the entries of trainer.losses"),
         "batch_prediction_behavior": Absent((None, "track")),  # predictions are always kept
-        "enable_perturbation_metrics": Absent((None, False)),
+        "enable_perturbation_metrics": Absent(
+            (None, False), "remove it: perturbations are scored wherever they are predicted"
+        ),
     }
 
     losses: list[dict[str, Any]] | None = None
@@ -220,6 +236,10 @@ ControlName = Literal[
     "knn",
     "train_mean",
     "ridge",
+    "kmer6_logistic",
+    "kmer6_ridge",
+    "gc_logistic",
+    "cnn",
     "celltypist",
     "no_pretrain",
 ]

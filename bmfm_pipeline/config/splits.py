@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from bmfm_pipeline.config.run_config import RunConfig
 
 PLACE = "data_module.transform_kwargs.split"
-Method = Literal["random", "stratified", "group", "stratified_group", "kfold", "column", "file"]
+Method = Literal["random", "stratified", "group", "stratified_group", "kfold", "column", "file", "perturbation"]
+# Which perturbations are held out, see data/perturbations/splitting.py.
+HeldOutPerturbations = Literal["single_only", "single", "combo_seen0", "combo_seen1", "combo_seen2", "simulation"]
 # What each way of splitting reads, beside the keys that all of them read.
 READS: dict[str, tuple[str, ...]] = {
     "random": ("weights",),
@@ -24,6 +26,7 @@ READS: dict[str, tuple[str, ...]] = {
     "column": ("column", "mapping", "dev_fraction", "stratify", "group"),
     "file": ("file", "mapping", "dev_fraction", "stratify", "group"),
     "reuse": ("reuse", "group"),
+    "perturbation": ("weights", "perturbations"),
 }
 ALWAYS_READ = ("method", "name", "train_fraction", "cells_per_class")
 
@@ -62,6 +65,7 @@ class SplitConfig(Section):
     train_fraction: float | None = Field(None, gt=0, le=1)
     cells_per_class: int | None = Field(None, ge=1)
     rare_classes: Literal["error", "train"] | None = None
+    perturbations: HeldOutPerturbations | None = None
     name: str | None = None
     reuse: str | None = None
 
@@ -119,6 +123,7 @@ class SplitPlan:
     name: str | None = None
     file: str | None = None
     reuse: str | None = None
+    perturbations: str | None = None
 
     def made_with(self) -> dict[str, Any]:
         """What was set, for the record of the split."""
@@ -176,6 +181,7 @@ def resolve_split(run: "RunConfig") -> SplitPlan:
         name=split.name,
         file=split.file,
         reuse=split.reuse,
+        perturbations=(split.perturbations or "simulation") if method == "perturbation" else None,
     )
 
 
@@ -208,8 +214,14 @@ def _method(run: "RunConfig", column: str | None) -> str:
         raise ConfigError(f"{PLACE}: method {asked} needs group, a column of obs such as the donor")
     if asked in ("stratified", "stratified_group") and _stratify(run) is None:
         raise ConfigError(f"{PLACE}: method {asked} needs stratify, a column of obs with classes")
+    if asked == "perturbation" and run.data_module.perturbation is None:
+        raise ConfigError(
+            f"{PLACE}: method perturbation needs data_module.perturbation, which names the column of perturbations"
+        )
     if asked is not None:
         return asked
+    if run.data_module.perturbation is not None and split.n_folds is None and split.group is None:
+        return "perturbation"
     if split.n_folds is not None:
         return "kfold"
     if split.group is not None:

@@ -140,6 +140,17 @@ def sort_by_row(rows, columns, values, first_row, indptr, out_columns, out_value
 
 
 @_compiled
+def add_group_moments(indptr, indices, data, groups, sums, squares):
+    """Add the values of CSR rows, and their squares, to sums (P, G) and squares (P, G) at the row's group."""
+    for row in range(len(groups)):
+        group = groups[row]
+        for k in range(indptr[row], indptr[row + 1]):
+            value = np.float64(data[k])
+            sums[group, indices[k]] += value
+            squares[group, indices[k]] += value * value
+
+
+@_compiled
 def add_moments(indices, data, sums, squares, expressed):
     """Add float32 values to each column's sum, sum of squares (squared in float32, as scanpy does) and number of values above zero.
 

@@ -111,16 +111,16 @@ class ProcessedWriter:
         from anndata.io import write_elem
 
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = h5py.File(self.path, "w")
-        self._file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
+        self.file = h5py.File(self.path, "w")
+        self.file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
         obs = self.obs.copy()
         for name in obs.columns:  # text columns as categories: smaller, and what scanpy expects of labels
             if obs[name].dtype == object:
                 obs[name] = obs[name].map(lambda value: value if pd.isna(value) else str(value)).astype("category")
-        write_elem(self._file, "obs", obs)
-        write_elem(self._file, "var", pd.DataFrame(index=pd.Index(self.gene_names, dtype=object)))
+        write_elem(self.file, "obs", obs)
+        write_elem(self.file, "var", pd.DataFrame(index=pd.Index(self.gene_names, dtype=object)))
         for name in ("uns", "obsm", "varm", "obsp", "varp", "layers"):
-            write_elem(self._file, name, {})
+            write_elem(self.file, name, {})
         return self
 
     def matrix(self, name: str, lengths: np.ndarray, dtype: np.dtype, like: str | None = None) -> None:
@@ -133,14 +133,14 @@ class ProcessedWriter:
             self.path.parent,
             int(np.sum(lengths, dtype=np.int64)) * (np.dtype(dtype).itemsize + index_bytes) + 8 * len(lengths),
         )
-        group = self._file.create_group(name)
+        group = self.file.create_group(name)
         group.attrs.update(
             {"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": np.array(self.shape, dtype=np.int64)}
         )
         indptr = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
         group.create_dataset("data", shape=(int(indptr[-1]),), dtype=dtype)
         if like:
-            group["indices"], group["indptr"] = self._file[like]["indices"], self._file[like]["indptr"]
+            group["indices"], group["indptr"] = self.file[like]["indices"], self.file[like]["indptr"]
         else:
             group.create_dataset("indptr", data=indptr)
             group.create_dataset("indices", shape=(int(indptr[-1]),), dtype=np.int32)
@@ -150,7 +150,7 @@ class ProcessedWriter:
         """Write a spooled matrix as `name`, one kind of array after the other, block by block."""
         self.matrix(name, matrix.all_lengths, matrix.dtype, like)
         for part, places in (("data", matrix.data), ("indices", [] if like else matrix.indices)):
-            target, start = self._file[name][part], 0
+            target, start = self.file[name][part], 0
             for place in places:
                 if place[1]:
                     target[start : start + place[1]] = spool.get(place).astype(target.dtype, copy=False)
@@ -166,7 +166,7 @@ class ProcessedWriter:
             raise DataError(
                 f"{self.path}: a cell names the same gene twice in {name}; sum such entries first (`matrix.sum_duplicates()`)"
             )
-        group = self._file[name]
+        group = self.file[name]
         start = self._position[name]
         group["data"][start : start + block.nnz] = block.data
         group["indices"][start : start + block.nnz] = block.indices
@@ -175,5 +175,5 @@ class ProcessedWriter:
     def __exit__(self, kind, *error) -> None:
         # When writing failed, closing fails too, with a less telling error.
         with contextlib.suppress(*([OSError, RuntimeError] if kind is not None else [])):
-            self._file.flush()
-            self._file.close()
+            self.file.flush()
+            self.file.close()

@@ -3,6 +3,8 @@
 from pathlib import Path
 
 from bmfm_pipeline.evaluation.controls import DESCRIPTIONS
+from bmfm_pipeline.evaluation.controls.choice import described
+from bmfm_pipeline.evaluation.controls.values import values_read
 from bmfm_pipeline.evaluation.pages.numbers import counted
 from bmfm_pipeline.evaluation.tables import LABELS
 from bmfm_pipeline.storage import read_json, without_places
@@ -21,7 +23,7 @@ def numbers_of_test(folder: Path) -> TestNumbers:
         notes=[*without_places(found["notes"]), *sure],
         level=found["level"],
         names=LABELS,
-        descriptions=DESCRIPTIONS,
+        descriptions={name: described(name, values_read(found["notes"])) for name in DESCRIPTIONS},
         per_class=found.get("per_class", {}),
         dataset=_other_data(folder),
         counted={target: counted([row for row in rows if row["target"] == target]) for target in targets},

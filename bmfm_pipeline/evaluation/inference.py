@@ -53,7 +53,7 @@ def predict_loader(
     extra = {"first_only": True} if fields is None and _reads_first(pooling) and hasattr(model, "backbone") else {}
     done = 0
     objectives = None if fields is None else fields.objectives
-    for batch, positions, output in _outputs(model, loader, objectives, device, dtype, extra):
+    for batch, positions, output in outputs_of(model, loader, objectives, device, dtype, extra):
         if fields is not None:
             fields.add(batch, positions, output.logits)
         for name in logits:
@@ -84,7 +84,7 @@ def predict_loader(
     return Predictions(cells, found, np.concatenate(embeddings) if embeddings else None, kept)
 
 
-def _outputs(
+def outputs_of(
     model, loader, objectives, device: str, dtype: torch.dtype | None, extra: dict[str, Any]
 ) -> Iterator[tuple[dict, dict, Any]]:
     """(batch, positions that its fields are predicted at, what the model makes of it) in order; in halves where memory runs out."""

@@ -21,8 +21,10 @@ from bmfm_pipeline.evaluation.wording import verdict
 
 CONTROL, TRAIN_MEAN = "Control", "Average_Perturbation_Train"
 TOP_GENES = 20
-BASELINES = ("control_mean", "train_mean", "additive")
+BASELINES = ("control_mean", "train_mean", "additive", "ridge")
+RIDGE_PENALTY = 1.0  # a gene in n training perturbations keeps n / (n + 1) of its effect
 METRICS = ("agg_pcc", "delta_agg_pcc", "train_delta_agg_pcc", "agg_mae", "agg_mse", "discrimination_score")
+OTHERS = {"train_mean": "the mean of the training perturbations", "ridge": "ridge regression on the perturbed genes"}
 TOLD = ("agg_mae", "delta_agg_pcc", "discrimination_score")
 
 
@@ -141,6 +143,33 @@ def additive_profiles(
     return found
 
 
+def ridge_profiles(
+    perturbations: Sequence[Sequence[str]],
+    trained: Sequence[Sequence[str]],
+    profiles: np.ndarray,
+    train_mean: np.ndarray,
+) -> np.ndarray:
+    """(P, G) of the linear model that gives each target gene, and each further gene of a combination, an effect of its own.
+
+    `trained` are the target genes of the training perturbations, `profiles` (n, G) theirs; effects are from `train_mean`, shrunk towards
+    none. A gene without a training perturbation has no effect: what is predicted for it is close to the mean.
+    """
+    genes = {gene: place for place, gene in enumerate(sorted({gene for own in trained for gene in own}))}
+
+    def features(names: Sequence[Sequence[str]]) -> np.ndarray:
+        found = np.zeros((len(names), len(genes) + 1))
+        for row, own in enumerate(names):
+            found[row, [genes[gene] for gene in own if gene in genes]] = 1
+            found[row, -1] = len(own) - 1
+        return found
+
+    known = features(trained)
+    middle = known.mean(axis=0)
+    left = (known - middle).T @ (known - middle) + RIDGE_PENALTY * np.eye(known.shape[1])
+    effects = np.linalg.solve(left, (known - middle).T @ (profiles - train_mean))
+    return train_mean + (features(perturbations) - middle) @ effects
+
+
 def perturbation_scores(
     predicted: np.ndarray, means: GroupMeans, de_genes: Mapping[str, Sequence[str]] | None = None, top: int = TOP_GENES
 ) -> dict[str, np.ndarray]:
@@ -216,12 +245,14 @@ def evaluate_perturbations(
     *,
     singles: Mapping[str, np.ndarray] | None = None,
     de_genes: Mapping[str, Sequence[str]] | None = None,
+    others: Mapping[str, np.ndarray] | None = None,
     target: str = "perturbation",
 ) -> list[dict[str, Any]]:
     """Add rows, verdicts and notes of a model's predicted profiles (P, G) and of the baselines; return one entry per perturbation and
     contender with its scores.
 
-    `means` holds the measured profiles of the same perturbations; `singles` {gene: profile in training} is what additive is made of.
+    `means` holds the measured profiles of the same perturbations; `singles` {gene: profile in training} is what additive is made of,
+    `others` {baseline: predicted profiles (P, G)} stand beside it.
     """
     names = means.perturbations
     if not names:
@@ -232,6 +263,7 @@ def evaluate_perturbations(
         "control_mean": np.tile(means.control, (len(names), 1)),
         "train_mean": np.tile(means.train_mean, (len(names), 1)),
         "additive": additive_profiles(names, means.control, singles or {}),
+        **(others or {}),
     }
     sums = int(np.isfinite(contenders["additive"]).all(axis=1).sum())
     if not sums:
@@ -281,7 +313,7 @@ def _verdicts(target: str, scores: Mapping[str, Mapping[str, np.ndarray]], setti
                 differences.append(difference_of(metric, point[0], means[:, 0], point[1], means[:, 1], settings.level))
         if differences:
             remark = f"{int(np.isfinite(scores[name]['agg_mae']).sum())} perturbations, which are resampled"
-            other = "the mean of the training perturbations" if name == "train_mean" else name
+            other = OTHERS.get(name, name)
             sentences.append(verdict(target, other, differences, level=settings.level, remarks=[remark]))
     return sentences
 

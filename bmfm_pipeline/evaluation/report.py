@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from bmfm_pipeline.evaluation.controls import DESCRIPTIONS
+from bmfm_pipeline.evaluation.controls.choice import described
+from bmfm_pipeline.evaluation.controls.values import values_read
 from bmfm_pipeline.evaluation.pages import sections
 from bmfm_pipeline.evaluation.pages.charts import MOST_TARGETS_WITH_CHARTS, curves, forests, reliability, risk_coverage
 from bmfm_pipeline.evaluation.pages.drawing import Drawing
@@ -62,8 +64,8 @@ def write_report(
         "tables": tables,
         "many": len(targets) > MOST_TARGETS_WITH_CHARTS,
         "controls": {
-            LABELS.get(name, name): description
-            for name, description in DESCRIPTIONS.items()
+            LABELS.get(name, name): described(name, values_read(evaluation.notes))
+            for name in DESCRIPTIONS
             if any(row["model"] == name for row in evaluation.rows)
         },
         "per_class": {

@@ -11,7 +11,10 @@ NAMES = {
     "logistic_l2": "logistic regression",
     "logistic_l1": "L1 logistic regression",
     "pca50_logistic": "logistic regression on 50 principal components",
-    "kmer6_logistic": "logistic regression on counts of 6-mers",
+    "kmer6_logistic": "logistic regression on counts of words of 1 to 6 letters",
+    "kmer6_ridge": "ridge regression on counts of words of 1 to 6 letters",
+    "gc_logistic": "logistic regression on the share of G and C",
+    "cnn": "a small convolutional network",
     "ridge": "ridge regression",
     "celltypist": "CellTypist",
     "linear_probe": "a linear probe of its frozen embeddings",
@@ -99,7 +102,7 @@ def verdict(
     trusted = kind == first.kind
     parts = [f"{target}: {sentence}", *(_aside(difference, trusted) for difference in others)]
     if p is not None:
-        few = "cells" if test == "McNemar" else "groups"
+        few = "groups" if "groups" in test else "cells"
         parts.append(f"{test} p = {p:.2g}" + ("" if trusted else f", too few {few} to go by the interval"))
     return "; ".join([*parts, *remarks])
 

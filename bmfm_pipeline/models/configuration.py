@@ -19,7 +19,7 @@ class MultitaskConfig(PretrainedConfig):
     `fields` and `label_columns` are lists of plain dictionaries in the spelling of the run configuration. `pad_token_id` is the
     tokenizer's. `classifier_pooling` is `cls` (position 0) or `mean` (over all unpadded positions). `cell_summary`: position 0 is given
     the sum of the cell's gene vectors, weighted by their values. `linear_path`: a linear classifier of the same values is added to the
-    scores of every label column.
+    scores of every label column. `perturbation_vectors`: every position is given the sum of vectors of the perturbed genes.
     """
 
     model_type = "bmfm_multitask"
@@ -43,6 +43,7 @@ class MultitaskConfig(PretrainedConfig):
     max_position_embeddings: int = 512
     cell_summary: bool = False
     linear_path: bool = False
+    perturbation_vectors: bool = False
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)

@@ -10,6 +10,7 @@ from bmfm_pipeline.models.configuration import MultitaskConfig
 from bmfm_pipeline.models.dropout import Dropout
 from bmfm_pipeline.models.expressed import CellSummary
 from bmfm_pipeline.models.gene2vec import PartlyFrozenEmbedding
+from bmfm_pipeline.models.perturbed import PerturbationVectors
 from bmfm_pipeline.models.schema import ModelField, module_name
 from bmfm_pipeline.models.value_encoders import build_value_encoder
 
@@ -48,6 +49,7 @@ class FieldEmbeddings(nn.Module):
             self.position_embeddings = SinusoidalPositions(config.max_position_embeddings, config.hidden_size)
         # Made only where asked for, so that weights without it keep their names.
         self.cell_summary = CellSummary(config) if config.cell_summary else None
+        self.perturbation_vectors = PerturbationVectors(config) if config.perturbation_vectors else None
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = Dropout(config.hidden_dropout_prob)
 
@@ -100,6 +102,8 @@ class FieldEmbeddings(nn.Module):
         total, vectors = self.sums(input_ids, places)
         if self.cell_summary is not None:
             total = self.cell_summary(total, vectors[self.cell_summary.rows.genes], input_ids, places)
+        if self.perturbation_vectors is not None:
+            total = total + self.perturbation_vectors(input_ids, places).to(total.dtype)
         return self.dropout(self.LayerNorm(total))
 
     def sums(self, input_ids: Tensor, places: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:

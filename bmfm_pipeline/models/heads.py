@@ -206,6 +206,7 @@ class _LabelDecoder(nn.Module):
             ]
         layers.append(nn.Linear(config.hidden_size, label.output_size))
         self.decoder = layers[0] if len(layers) == 1 else nn.Sequential(*layers)
+        self.mean, self.scale = label.value_mean, label.value_scale
         self.linear_path: GeneScores | None = None
         # What the encoder is to unlearn must not come in beside it.
         if config.linear_path and label.gradient_reversal_coefficient is None:
@@ -214,15 +215,19 @@ class _LabelDecoder(nn.Module):
 
     def forward(self, states: Tensor, input_ids: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The scores, and those of each path (2, B, outputs), encoder first; None where there is one path."""
-        scores = self.decoder(states)
+        scores = self._in_units(self.decoder(states))
         if self.linear_path is None:
             return scores, None
         if input_ids is None:
             raise ValueError(
                 "model.linear_path reads the genes' tokens and values, so it needs input_ids, not inputs_embeds"
             )
-        paths = torch.stack([scores, self.linear_path(input_ids).to(scores.dtype)])
+        paths = torch.stack([scores, self._in_units(self.linear_path(input_ids).to(scores.dtype))])
         return paths.mean(dim=0), paths
+
+    def _in_units(self, found: Tensor) -> Tensor:
+        """Deviations from the mean as numbers of the column; large numbers are not told apart in half precision."""
+        return found if (self.mean, self.scale) == (0.0, 1.0) else found.float() * self.scale + self.mean
 
 
 class LabelHeads(nn.Module):

@@ -15,6 +15,7 @@ from bmfm_pipeline.models.expressed import GeneScores
 from bmfm_pipeline.models.gene2vec import PartlyFrozenEmbedding
 from bmfm_pipeline.models.heads import Heads
 from bmfm_pipeline.models.packing import Packing
+from bmfm_pipeline.models.perturbed import PerturbationVectors
 from bmfm_pipeline.models.value_encoders import ScaleAdaptEncoder
 
 
@@ -119,6 +120,8 @@ class MultitaskModel(PreTrainedModel):
         elif isinstance(module, GeneScores):
             init.zeros_(module.weight)
             init.constant_(module.sizes, module.num_embeddings**-0.5)
+        elif isinstance(module, PerturbationVectors):
+            init.zeros_(module.weight)
         elif isinstance(module, nn.Embedding):
             self.draw_weight(module)
             # The pad row is a slice, which does not carry the mark of a weight that was already loaded.

@@ -69,7 +69,11 @@ class ModelField:
 
 @dataclass(frozen=True)
 class ModelLabel:
-    """One label column and the shape of its head."""
+    """One label column and the shape of its head.
+
+    `value_mean` and `value_scale` of a regression column are the mean and the deviation of its training cells: the head says how many
+    deviations from the mean, and its scores are in the units of the column. Without them the head's output is the score.
+    """
 
     name: str
     output_size: int
@@ -81,6 +85,8 @@ class ModelLabel:
     decode_from: int | None = None
     class_names: tuple[str, ...] | None = None
     label_dict_hash: str | None = None
+    value_mean: float = 0.0
+    value_scale: float = 1.0
 
     @classmethod
     def from_dict(cls, entry: Mapping[str, Any]) -> "ModelLabel":
@@ -121,6 +127,8 @@ class ModelLabel:
             decode_from=position,
             class_names=tuple(classes) if classes else None,
             label_dict_hash=entry.get("label_dict_hash"),
+            value_mean=float(entry.get("value_mean") or 0.0) if regression else 0.0,
+            value_scale=float(entry.get("value_scale") or 1.0) if regression else 1.0,
         )
 
 

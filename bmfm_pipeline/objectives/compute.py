@@ -312,8 +312,14 @@ def build_objectives(
     tokenised = {
         entry["field_name"] for entry in fields if entry.get("tokenization_strategy", "tokenize") in (None, "tokenize")
     }
+    units = {entry["label_column_name"]: entry.get("value_scale") or 1.0 for entry in label_columns}
     options = {
-        task.loss_key: loss_options(task, tables.get(task.source), (class_tables or {}).get(task.source))
+        task.loss_key: loss_options(
+            task,
+            tables.get(task.source),
+            (class_tables or {}).get(task.source),
+            1.0 if task.is_field else units[task.source],
+        )
         for task in tasks
     }
     return Objectives(tasks, tables, tokenised, empty_loss_counts, options)

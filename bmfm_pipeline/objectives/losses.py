@@ -103,17 +103,23 @@ def token_value(scores: Tensor, targets: Tensor, token_ids: Tensor, token_values
 
 
 def _regression(
-    scores: Tensor, targets: Tensor, power: int, ignore_zero: bool, link_function: str | None, shrinkage: float
+    scores: Tensor,
+    targets: Tensor,
+    power: int,
+    ignore_zero: bool,
+    link_function: str | None,
+    shrinkage: float,
+    unit: float,
 ) -> SumAndCount:
     mask = valid_mask(targets)
     if ignore_zero:
         mask = mask & (targets != 0)
     # Masked twice: an ignored score must neither overflow in the link function nor count afterwards.
     predicted = _zero_where(mask, linked(_zero_where(mask, scores), link_function))
-    error = (predicted - _zero_where(mask, targets.to(scores.dtype))).abs() ** power
+    error = ((predicted - _zero_where(mask, targets.to(scores.dtype))) / unit).abs() ** power
     total = error.sum()
     if shrinkage:
-        total = total + shrinkage * (predicted.abs() ** power).sum()
+        total = total + shrinkage * ((predicted / unit).abs() ** power).sum()
     return total, _count(mask)
 
 
@@ -123,17 +129,27 @@ def linked(scores: Tensor, link_function: str | None) -> Tensor:
 
 
 def mse(
-    scores: Tensor, targets: Tensor, ignore_zero: bool = False, link_function: str | None = None, shrinkage: float = 0.0
+    scores: Tensor,
+    targets: Tensor,
+    ignore_zero: bool = False,
+    link_function: str | None = None,
+    shrinkage: float = 0.0,
+    unit: float = 1.0,
 ) -> SumAndCount:
-    """Scores and targets of one shape; `shrinkage` adds the mean square of the predictions."""
-    return _regression(scores, targets, 2, ignore_zero, link_function, shrinkage)
+    """Scores and targets of one shape; `shrinkage` adds the mean square of the predictions. Both are measured in `unit`s."""
+    return _regression(scores, targets, 2, ignore_zero, link_function, shrinkage, unit)
 
 
 def mae(
-    scores: Tensor, targets: Tensor, ignore_zero: bool = False, link_function: str | None = None, shrinkage: float = 0.0
+    scores: Tensor,
+    targets: Tensor,
+    ignore_zero: bool = False,
+    link_function: str | None = None,
+    shrinkage: float = 0.0,
+    unit: float = 1.0,
 ) -> SumAndCount:
     """As mse with absolute values."""
-    return _regression(scores, targets, 1, ignore_zero, link_function, shrinkage)
+    return _regression(scores, targets, 1, ignore_zero, link_function, shrinkage, unit)
 
 
 def is_zero_bce(scores: Tensor, targets: Tensor) -> SumAndCount:

@@ -11,12 +11,17 @@ from bmfm_pipeline.objectives.balancing import ClassTables, class_margins, class
 from bmfm_pipeline.objectives.tasks import LossTask
 
 
-def loss_options(task: LossTask, token_values: Tensor | None, tables: ClassTables | None) -> dict[str, Any]:
-    """Arguments of the task's loss function. `weights_from_epoch`, where there, says when its `weights` begin.
+def loss_options(
+    task: LossTask, token_values: Tensor | None, tables: ClassTables | None, unit: float = 1.0
+) -> dict[str, Any]:
+    """Arguments of the task's loss function. `weights_from_epoch`, where there, says when its `weights` begin; `unit` is what errors of
+    numbers are measured in.
 
     Raises ConfigError where a table is needed and is not there.
     """
     found = {name: value for name, value in task.arguments.items() if name not in _RESOLVED}
+    if task.objective in ("mse", "mae") and unit != 1.0:
+        return found | {"unit": unit}
     if task.objective == "token_value":
         if token_values is None:
             raise ConfigError(

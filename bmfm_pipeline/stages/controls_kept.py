@@ -12,8 +12,8 @@ import numpy as np
 
 from bmfm_pipeline.config import RunConfig
 from bmfm_pipeline.errors import ConfigError
-from bmfm_pipeline.evaluation.controls import DESCRIPTIONS, ControlCells, control_predictions
-from bmfm_pipeline.evaluation.controls.choice import READS
+from bmfm_pipeline.evaluation.controls import ControlCells, control_predictions
+from bmfm_pipeline.evaluation.controls.choice import READS, described
 from bmfm_pipeline.evaluation.controls.files import read_control, write_control
 from bmfm_pipeline.evaluation.predictions import LabelPredictions, read_embeddings
 from bmfm_pipeline.evaluation.several_classes import by_class
@@ -64,7 +64,8 @@ class Column:
 class KeptControls:
     """The controls of one evaluation, found in the workspace or computed and published there.
 
-    `rows` are those of the test cells of the evaluation. What was done is in `done`, one row each.
+    `values` is the matrix they read and `kind` where it comes from (see values_for_controls); `rows` are those of the test cells of the
+    evaluation. What was done is in `done`, one row each.
     """
 
     def __init__(
@@ -72,10 +73,11 @@ class KeptControls:
         job: Job,
         run: RunConfig,
         prepared: PreparedData,
-        counts,
+        values,
         rows: np.ndarray,
         columns: list[Column],
         on_progress: Progress,
+        kind: str = "counts",
     ):
         self.job, self.run, self.prepared, self.rows, self.columns = job, run, prepared, rows, columns
         self.on_progress = on_progress
@@ -85,7 +87,12 @@ class KeptControls:
         # Of the split, not of the training: models of other seeds share their controls.
         seed = self.split.get("seed", self.split.get("made_as", {}).get("seed"))
         self.seed = seed if isinstance(seed, int) else 0
-        self._counts = counts
+        self._values, self._kind = values, kind
+
+    @property
+    def of_sequences(self) -> bool:
+        """Whether the rows are nucleotide sequences."""
+        return self._kind == "words"
 
     @cached_property
     def cells(self) -> ControlCells:
@@ -94,7 +101,8 @@ class KeptControls:
         if not np.isin(self.rows, test).all():
             test = np.unique(self.rows)
         genes = self.prepared.store.var_names
-        return ControlCells(self._counts, self.prepared.training_rows(self.run), test, self.seed, genes)
+        train = self.prepared.training_rows(self.run)
+        return ControlCells(self._values, train, test, self.seed, genes, kind=self._kind)
 
     @cached_property
     def _embeddings(self) -> Artefact:
@@ -125,7 +133,7 @@ class KeptControls:
             staging = self.job.run_dir / "controls" / key
             shutil.rmtree(staging, ignore_errors=True)
             found = self._compute(control, column)
-            about = {"control": control, "column": column.name, "description": DESCRIPTIONS[control]}
+            about = {"control": control, "column": column.name, "description": described(control, self._kind)}
             write_control(staging, self._asked(control), found, about)
             seconds = round(time.monotonic() - began, 3)
             summary = {"name": self.job.name, "control": control, "column": column.name, "seconds": seconds}
@@ -176,7 +184,7 @@ class KeptControls:
         asked = self._asked(control)
         view = {
             "control": control,
-            "description": DESCRIPTIONS[control],
+            "description": described(control, self._kind),
             "column": column.name,
             "targets": {target: names for target, (_, names) in column.targets.items()},
             "split": self.split["hash"],
@@ -188,7 +196,7 @@ class KeptControls:
         return view | {
             "train_rows": hash_bytes(np.ascontiguousarray(fit).tobytes()),
             "labels": hash_bytes(np.ascontiguousarray(column.values[fit]).tobytes()),
-            "values": "counts" if self.prepared.store.counts is not None else "X",
+            "values": self._kind,
             "seed": self.seed,
             "libraries": _versions(control),
         }

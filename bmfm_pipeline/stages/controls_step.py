@@ -10,6 +10,7 @@ from bmfm_pipeline.config import RunConfig
 from bmfm_pipeline.evaluation.controls import chosen_for
 from bmfm_pipeline.evaluation.controls.celltypist import check_celltypist, too_large
 from bmfm_pipeline.evaluation.controls.choice import ALL, which_controls
+from bmfm_pipeline.evaluation.controls.values import note_on_values, values_for_controls
 from bmfm_pipeline.evaluation.predictions import LabelPredictions, read_predictions, write_control_predictions
 from bmfm_pipeline.stages.controls_kept import Column, KeptControls
 from bmfm_pipeline.stages.held_out import HeldOut, is_held_out_job
@@ -20,7 +21,6 @@ from bmfm_pipeline.storage import hash_file, read_json, write_json_atomic
 from bmfm_pipeline.training.prepared import PreparedData
 
 logger = logging.getLogger(__name__)
-WITHOUT_COUNTS = "controls: the processed data holds no raw counts, so they are computed from its values (X) instead"
 NOTES = "control_notes.json"
 
 
@@ -35,20 +35,18 @@ def controls(job: Job, on_progress: Progress) -> dict[str, Any]:
         write_json_atomic(file, {})
         write_json_atomic(job.staging / NOTES, [])
         return {"uri": str(file), "hash": hash_file(file), "summary": {}}
-    counts, notes = prepared.store.counts, []
-    if counts is None:
-        logger.warning("%s", WITHOUT_COUNTS)
-        counts = prepared.store.matrix
+    counts, kind = values_for_controls(prepared.store)
+    notes = [] if kind in ("counts", "words") else [note_on_values(kind)]
     position = {name: row for row, name in enumerate(prepared.store.obs_names)}
     model = read_predictions(job.staging / "predictions.parquet")
     rows = np.array([position[cell] for cell in model.cells], dtype=np.int64)
-    kept = KeptControls(job, run, prepared, counts, rows, columns, on_progress)
+    kept = KeptControls(job, run, prepared, counts, rows, columns, on_progress, kind)
     found: dict[str, dict[str, LabelPredictions]] = {}
     for column in columns:
         if not column.known(kept.cells.rows["train"]).any():
             logger.warning("controls: no training cell has a known %s, so there is nothing to fit them on", column.name)
             continue
-        chosen, left = _chosen(run, column, kept) if held is None else _default_alone(run, column)
+        chosen, left = _chosen(run, column, kept) if held is None else _default_alone(run, column, kept)
         notes += left
         for control in chosen:
             found.setdefault(control, {}).update(kept.get(control, column))
@@ -79,21 +77,23 @@ def _columns(prepared: PreparedData, run: RunConfig) -> list[Column]:
     return columns
 
 
-def _default_alone(run: RunConfig, column: Column) -> tuple[tuple[str, ...], list[str]]:
+def _default_alone(run: RunConfig, column: Column, kept: KeptControls) -> tuple[tuple[str, ...], list[str]]:
     """The same for other data than the model comes from: what needs no second pass over the training cells."""
     asked = run.evaluation.controls
     notes = []
     if asked not in ("auto", "default"):
         named = asked if isinstance(asked, str) else ", ".join(asked)
         notes.append(f"{column.name}: controls are the default ones on held-out data, not {named}")
-    return which_controls("default", numbers=not column.class_names), notes
+    return which_controls("default", numbers=not column.class_names, sequences=kept.of_sequences), notes
 
 
 def _chosen(run: RunConfig, column: Column, kept: KeptControls) -> tuple[tuple[str, ...], list[str]]:
     """(controls of a column, notes on what is left out of those that were asked for)."""
     several = len(column.targets) if column.values.ndim == 2 else 0
     asked, store = run.evaluation.controls, kept.prepared.store
-    chosen, notes = chosen_for(column.name, asked, store.n_cells, numbers=not column.class_names, several=several)
+    chosen, notes = chosen_for(
+        column.name, asked, store.n_cells, numbers=not column.class_names, several=several, sequences=kept.of_sequences
+    )
     if "celltypist" in chosen:
         check_celltypist()
         if why := too_large(len(kept.cells.rows["train"]), store.n_genes):

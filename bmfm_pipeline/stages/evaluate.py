@@ -23,6 +23,7 @@ from bmfm_pipeline.evaluation.groups import (
     write_groups,
 )
 from bmfm_pipeline.evaluation.predictions import (
+    Predictions,
     read_control_predictions,
     read_predictions,
     write_embeddings,
@@ -30,14 +31,16 @@ from bmfm_pipeline.evaluation.predictions import (
 )
 from bmfm_pipeline.evaluation.several_classes import predictions_by_class
 from bmfm_pipeline.evaluation.tables import Settings, evaluate_predictions
-from bmfm_pipeline.stages.controls_step import WITHOUT_COUNTS, notes_of_controls
+from bmfm_pipeline.evaluation.unlearning import say_what_is_left
 from bmfm_pipeline.stages.controls_step import controls as controls  # a step, written in its own file
+from bmfm_pipeline.stages.controls_step import notes_of_controls
 from bmfm_pipeline.stages.embedding_map_step import embedding_map as embedding_map  # a step, written in its own file
 from bmfm_pipeline.stages.held_out import HeldOut, is_held_out_job
 from bmfm_pipeline.stages.held_out_scores import data_of_held_out, predictions_of_held_out, score_held_out
 from bmfm_pipeline.stages.inputs import input_folder
 from bmfm_pipeline.stages.jobs import Job
 from bmfm_pipeline.stages.masked_positions import recording, score_fields
+from bmfm_pipeline.stages.perturbation_scores import predict_perturbations, score_perturbations
 from bmfm_pipeline.stages.publishing import publish_staged
 from bmfm_pipeline.stages.reporting import report as report  # a step, written in its own file
 from bmfm_pipeline.stages.running import Progress
@@ -94,6 +97,16 @@ def predict(job: Job, on_progress: Progress) -> dict[str, Any]:
     trained = RunConfig.model_validate(read_json(model_folder / "run_config.json"))
     total = len(rows)
     truth = data.prepared.labels(run) if labels else None
+    if run.predicts_pairs:
+
+        def told(done: int) -> None:
+            on_progress({"kind": "progress", "stage": "evaluate", "step": done, "max_steps": total})
+
+        cells = predict_perturbations(run, trained, model, data, job.staging, told)
+        file = job.staging / "predictions.parquet"
+        write_predictions(file, Predictions(cells, {}))
+        write_confidences(job.staging, cells, {})
+        return {"uri": str(file), "hash": hash_file(file), "summary": {"cells": len(cells)}}
     with recording(run, trained, data, job.staging, None if held is None else held.training.folder) as fields:
         predictions = predict_loader(
             model,
@@ -155,6 +168,11 @@ def _allowed(prepared: PreparedData, run: RunConfig) -> dict[str, np.ndarray]:
     return {name: table for name, table in found.items() if table is not None}
 
 
+def _unlearned(run: RunConfig) -> dict[str, float]:
+    columns = {column.label_column_name: column.gradient_reversal_coefficient for column in run.label_columns}
+    return {name: coefficient for name, coefficient in columns.items() if coefficient is not None}
+
+
 def metrics(job: Job, on_progress: Progress) -> dict[str, Any]:
     """Every metric with its interval, for the model and the controls, from stored predictions."""
     run = _run(job)
@@ -172,15 +190,16 @@ def metrics(job: Job, on_progress: Progress) -> dict[str, Any]:
     evaluation = evaluate_predictions(model, others, settings)
     if held is not None:
         score_held_out(evaluation, held, model, others, settings)
+    say_what_is_left(evaluation, _unlearned(run))
     score_fields(evaluation, job.staging, model.cells, settings)
+    if run.predicts_pairs:
+        score_perturbations(evaluation, run, prepared, job.staging, settings)
     fitted = read_calibration(input_folder(job, "model"))
     evaluation.rows += rows_of_all(read_confidences(job.staging), others, fitted, settings)
     evaluation.notes += notes + notes_of_controls(job)
     if run.data_module.train_fraction is not None:
         cells_of = prepared if held is None else held.training
         evaluation.notes.append(f"{cells_of.training_sentence(run)}, for the model and its controls alike")
-    if others and (prepared if held is None else held.both).store.counts is None:
-        evaluation.notes.append(WITHOUT_COUNTS)
     write_json_atomic(job.staging / "metrics.json", evaluation.rows)
     write_json_atomic(job.staging / "evaluation.json", evaluation.to_dict())
     with open(job.staging / "metrics.csv", "w", newline="") as stream:
@@ -231,6 +250,7 @@ def publish(job: Job, on_progress: Progress) -> dict[str, Any]:
             "metrics.csv",
             "calibration.json",
             "gene_errors.csv",
+            "perturbations.csv",
             "report.html",
             "report.md",
             "README.md",

@@ -12,6 +12,7 @@ from bmfm_pipeline.errors import CheckpointError, ConfigError, DataError, Storag
 from bmfm_pipeline.storage import (
     Artefact,
     Workspace,
+    check_allowed,
     disk_errors,
     is_remote,
     list_artefacts,
@@ -49,6 +50,7 @@ def export_folder(
         raise ConfigError(
             f"--license {license}: a licence is named by its short name in small letters, such as apache-2.0, mit or cc-by-4.0"
         )
+    check_allowed(output, "--output")
     if is_remote(output):
         raise ConfigError(
             f"--output {strip_userinfo(str(output))}: the folder is written on this machine; name a local one, and copy it from there"

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from bmfm_pipeline.config import RunConfig
+from bmfm_pipeline.data.label_flags import with_gathered_columns
+from bmfm_pipeline.data.label_values import encode_members
 from bmfm_pipeline.data.stores import JoinedStore
 from bmfm_pipeline.data.stores.joined import JoinedMatrix
 from bmfm_pipeline.errors import DataError
@@ -86,6 +88,8 @@ class _BothStores:
         self.matrix = JoinedMatrix([store.matrix for store in stores], tables, width)
         counted = all(store.counts is not None for store in stores)
         self.counts = JoinedMatrix([store.counts for store in stores], tables, width) if counted else None
+        logged = all(store.log_values is not None for store in stores)
+        self.log_values = JoinedMatrix([store.log_values for store in stores], tables, width) if logged else None
         self.n_cells, self.n_genes = self.matrix.shape
         # A name that both have is that of the other data's cell: these are looked up by name, training cells never.
         self.obs_names = np.concatenate([store.obs_names for store in stores])
@@ -231,9 +235,17 @@ class HeldOut:
                 found[name] = self.common[name].ids(self.new.store.column(own))
                 continue
             known = None if column.is_regression_label else self.training.label_dict[name]
+            if column.from_columns is not None and own not in self.new.store.obs_columns:
+                found[name] = self._gathered(column, known)
+                continue
             separator = column.multilabel_str_sep if column.is_multilabel else None
             found[name] = self.new.store.labels(own, known, column.silent_label_values, separator)
         return found
+
+    def _gathered(self, column, known: dict[str, int]) -> np.ndarray:
+        store, name = self.new.store, column.label_column_name
+        obs = with_gathered_columns(store.obs, [column], store.name)
+        return encode_members(obs[name], known, column.silent_label_values, column.multilabel_str_sep, store.name)
 
     def scored(self) -> np.ndarray:
         """bool (cells of the other data,): those whose label says something of any column; all where none is predicted."""

@@ -188,12 +188,18 @@ def _earlier_models(model: Artefact) -> tuple[list[Artefact], dict[str, Any] | N
 def opened_sources(test: RunConfig) -> Iterator[list]:
     """The files that `test` names, opened one by one, to look at their tables."""
     from bmfm_pipeline.data.sources import open_source
+    from bmfm_pipeline.data.sources.converting import convert
+    from bmfm_pipeline.stages.conversion import needs_conversion
 
     source, settings = find_source(test), test.data_module.transform_kwargs
     with tempfile.TemporaryDirectory() as folder:
         paths = {name: localise(uri) for name, uri in source.files.items()} or {"": source.open_path(Path(folder))}
         found = []
         for name, path in paths.items():
+            if not source.builder and needs_conversion(path):
+                target = Path(folder) / f"{len(found)}.h5ad"
+                convert(path, target, settings.reading)
+                path = target
             found.append(open_source(path, settings.layer, settings.duplicate_genes, scratch=Path(folder)))
             found[-1].named = name
         yield found
@@ -221,6 +227,27 @@ def look_at_labels(test: RunConfig, model: Artefact) -> None:
                 name = entry["label_column_name"]
                 counts, where = label_counts(sources, entry, pairs, test)
                 relate_column(test, training, name, pairs[name], counts, where, many=len(pairs) > 1)
+
+
+def labels_without_mapping(test: RunConfig, model: Artefact) -> dict[str, dict[str, int]]:
+    """{label column: {label: cells}} of labels that are no class of the model, where nobody says what they mean.
+
+    Empty where a mapping or an ontology does, and for more than one label column, whose labels no mapping can relate.
+    """
+    from bmfm_pipeline.stages.held_out_labels import classes_of
+
+    values, pairs = trained_run(test, model)
+    entries = [
+        entry for entry in values["label_columns"] if not (entry["is_regression_label"] or entry["is_multilabel"])
+    ]
+    if test.evaluation.label_mapping or test.evaluation.label_ontology or not pairs or len(pairs) > 1 or not entries:
+        return {}
+    column = entries[0]["label_column_name"]
+    with _class_files(model) as training, opened_sources(test) as sources:
+        counts, _ = label_counts(sources, entries[0], pairs, test)
+        classes = set(classes_of(training, column))
+    left = {label: count for label, count in counts.items() if label not in classes}
+    return {column: left} if left and len(left) < len(counts) else {}
 
 
 def label_counts(

@@ -1,19 +1,25 @@
 """Which files a run reads: found, named by content, and refused with a sentence when they are not there."""
 
+import glob
 import importlib.util
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bmfm_pipeline.config import load_entry, require_path
+from bmfm_pipeline.config.catalogue import downloads_folder
 from bmfm_pipeline.config.reshaping import table_paths
+from bmfm_pipeline.data.sources.formats import folder_format, format_of
 from bmfm_pipeline.errors import ConfigError, DataError, StorageError
+from bmfm_pipeline.stages.file_table import choose_files
 from bmfm_pipeline.stages.gene_tables import gene_inputs
 from bmfm_pipeline.stages.labels import label_input, ontology_inputs
+from bmfm_pipeline.stages.sequences.inputs import sequence_input
 from bmfm_pipeline.stages.source_files import common_folder, expand_address, named_files, stands_for_several
 from bmfm_pipeline.stages.splits import split_input
 from bmfm_pipeline.storage import (
     Workspace,
+    check_allowed,
     content_hash,
     exists,
     find_artefact,
@@ -41,13 +47,16 @@ STEP_FILES = {
 class Source:
     """Where the cells of a run come from: a file (local or remote), or a builder that makes it from installed packages.
 
-    Several files as one dataset are `files`, {name: address}; `uri` is then the folder that they share.
+    Several files as one dataset are `files`, {name: address}; `uri` is then the folder that they share. `about` is what a table says of
+    each, {name: {column: value}}, and `selection` what was counted when it chose them.
     """
 
     uri: str
     builder: str | None = None
     processed: bool = False
     files: dict[str, str] = field(default_factory=dict)
+    about: dict[str, dict[str, Any]] = field(default_factory=dict)
+    selection: dict[str, Any] = field(default_factory=dict)
 
     @property
     def place(self) -> str:
@@ -104,7 +113,11 @@ def find_source(run) -> Source:
         hint = f"{run.dataset} expects {entry.source.file} in that folder"
         if entry.source.download and not is_remote(folder):
             hint += f": `bmfm datasets download {run.dataset} --to {folder}` fetches it from the web"
-        return _raw_source([join_uri(folder, entry.source.file)], False, settings, hint)
+        place = join_uri(folder, entry.source.file)
+        if entry.source.converted and not is_remote(folder) and not any(glob.iglob(place, recursive=True)):
+            other = join_uri(folder, entry.source.converted)
+            place = other if any(glob.iglob(other, recursive=True)) else place
+        return _raw_source([place], False, settings, hint)
     raise ConfigError(
         "no data is named; set data_module.transform_kwargs.source_h5ad_file_name to an h5ad file, or choose a dataset of "
         "`bmfm datasets` with dataset=NAME"
@@ -121,18 +134,23 @@ def _place(named: str, settings) -> str:
 
 def _raw_source(places: list[str], is_list: bool, settings, hint: str) -> Source:
     """The raw data at `places`: one file as it is; a list, a folder and a pattern, or cells that get a prefix, are files by name."""
-    prefixed = settings.transform_kwargs.cell_names == "prefix"
-    if not is_list and not prefixed and not stands_for_several(places[0]):
+    prefixed, table = settings.transform_kwargs.cell_names == "prefix", settings.transform_kwargs.files
+    if not is_list and not prefixed and table is None and not stands_for_several(places[0]):
         return _existing(places[0], hint=hint)
     found = [_existing(uri, hint=hint).uri for place in places for uri in expand_address(place, hint)]
-    return Source(uri=common_folder(found), files=named_files(found))
+    source = Source(uri=common_folder(found), files=named_files(found))
+    if table is None:
+        return source
+    files, about, counts = choose_files(source.files, table, source.place)
+    return Source(source.uri, files=files, about=about, selection=counts)
 
 
 def _existing(uri: str, processed: bool = False, hint: str = "") -> Source:
     if not is_remote(uri):
         path = Path(uri).expanduser().absolute()
         if not path.exists():
-            near = sorted(entry.name for entry in path.parent.glob("*.h5ad"))[:5] if path.parent.is_dir() else []
+            beside = sorted(path.parent.iterdir()) if path.parent.is_dir() else []
+            near = [entry.name for entry in beside if format_of(entry) is not None][:5]
             there = (
                 f"; that folder has {', '.join(near)}"
                 if near
@@ -141,15 +159,19 @@ def _existing(uri: str, processed: bool = False, hint: str = "") -> Source:
                 else f"; {path.parent} does not exist either"
             )
             raise DataError(f"{path}: no such file{there}{'; ' + hint if hint else ''}")
-        if path.is_dir():
+        if path.is_dir() and folder_format(path) is None:
             raise DataError(f"{path}: is a folder, an h5ad file is needed")
         uri = str(path)
+    check_allowed(uri, "the cells", also=(downloads_folder(),))
     return Source(uri=uri, processed=processed)
 
 
 def source_inputs(run, workspace: Workspace) -> dict[str, dict[str, Any]]:
     """The inputs of preprocessing by role, each with the hash of its content."""
-    inputs = {"source": cells_input(run, workspace)}
+    if run.data_module.sequences is not None:
+        inputs = {"source": sequence_input(run, workspace)}
+    else:
+        inputs = {"source": cells_input(run, workspace), **_table_inputs(run, workspace)}
     if folder := _tokenizer_folder(run):
         path = require_path(folder, "tokenizer")
         if not exists(path):
@@ -160,6 +182,20 @@ def source_inputs(run, workspace: Workspace) -> dict[str, dict[str, Any]]:
     inputs |= _step_inputs(run, workspace)
     inputs |= ontology_inputs(run, workspace.memo)
     return {**inputs, **split_input(run, workspace), **label_input(run), **gene_inputs(run, workspace.memo)}
+
+
+def _table_inputs(run, workspace: Workspace) -> dict[str, dict[str, Any]]:
+    """The tables of files and of cells, each with the hash of its content; one that is not there is its reader's to refuse."""
+    settings = run.data_module.transform_kwargs
+    named = {"cell_table": settings.reading.cell_table, "file_table": settings.files.table if settings.files else None}
+    if not run.data_module.transform_datasets:
+        return {}
+    found = {role: require_path(path, f"data_module.transform_kwargs {role}") for role, path in named.items() if path}
+    return {
+        role: {"id": content_hash(path, workspace.memo), "uri": strip_userinfo(path)}
+        for role, path in found.items()
+        if exists(path)
+    }
 
 
 def cells_input(run, workspace: Workspace) -> dict[str, Any]:

@@ -131,13 +131,15 @@ def _of_file(job: Job, run: RunConfig, columns: list[LabelColumn], folder: Path,
     from bmfm_pipeline.batching import BatchBuilder, CellDataset, EpochBatchSampler, make_loader
     from bmfm_pipeline.data.sources import open_source
     from bmfm_pipeline.data.stores import MemoryStore
+    from bmfm_pipeline.stages.conversion import readable
     from bmfm_pipeline.stages.predict import check_input, duplicates_rule
     from bmfm_pipeline.stages.predicting.predictor import Predictor
     from bmfm_pipeline.storage import localise
 
     predictor = Predictor.open(folder)
     own = predictor.run
-    source = open_source(localise(job.inputs["cells"]["uri"]), run.task.layer, duplicates_rule(predictor))
+    path = readable(localise(job.inputs["cells"]["uri"]), job.place)
+    source = open_source(path, run.task.layer, duplicates_rule(predictor))
     try:
         check_input(source, predictor)
     except DataError as error:

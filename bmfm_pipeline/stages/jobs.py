@@ -23,6 +23,7 @@ STEPS: dict[str, tuple[str, ...]] = {
     "evaluate": ("predict", "controls", "metrics", "calibration", "embedding_map", "report", "publish"),
     "interpret": ("attribute", "table", "report", "publish"),
     "study": ("summarise", "publish"),
+    "benchmark": ("summarise", "publish"),
 }
 # Stages that are not part of the chain: they read what it has made, when asked.
 ASIDE = ("interpret",)
@@ -34,9 +35,16 @@ STAGE_MODULES = {
     "evaluate": "bmfm_pipeline.stages.evaluate",
     "interpret": "bmfm_pipeline.stages.interpret",
     "study": "bmfm_pipeline.stages.study",
+    "benchmark": "bmfm_pipeline.stages.benchmark",
 }
+SEQUENCES = "bmfm_pipeline.stages.sequences.preprocess"  # of nucleotides, with the steps of cells
 KEY_LENGTH = 32
 SHOWN = 5
+
+
+def module_of(stage: str, view: dict[str, Any]) -> str:
+    """The module with the steps of a stage, for the part of a config that enters its key."""
+    return SEQUENCES if stage == "preprocess" and "sequences" in view else STAGE_MODULES[stage]
 
 
 @dataclass(frozen=True)
@@ -120,7 +128,7 @@ def make_job(
     variant: str = "",
 ) -> Job:
     """The job whose key is the hash of its inputs' ids, the config that matters and the code that would run."""
-    code = code_version(STAGE_MODULES[stage])
+    code = code_version(module_of(stage, view))
     ids = {role: entry["id"] for role, entry in inputs.items()}
     key = hash_json({"stage": stage, "inputs": ids, "config": view, "code": code})[:KEY_LENGTH]
     job = Job(stage, name, key, workspace.uri, config, view, inputs, code, variant=variant)

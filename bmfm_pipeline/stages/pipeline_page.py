@@ -32,23 +32,25 @@ SHOWN_OF_A_KEY = 12
 HEADLINE, MOST_HEADLINES = ("accuracy", "f1", "mse", "pcc"), 4
 
 
-def pipeline_page(place: Workspace, results: Mapping[str, Mapping[str, Any]]) -> str | None:
+def pipeline_page(place: Workspace, results: Mapping[str, Mapping[str, Any]], study: str | None = None) -> str | None:
     """The address of the page about finished stages, {name: result with its "uri" and whether it was "cached"}, in their order.
 
-    A page about the same artefacts is found again. None, and a warning, where it cannot be made: the stages are done without it.
+    `study` is the address of the study that the stages are part of: the page leads to its own. A page about the same artefacts is found again. None, and a warning, where it cannot be made: the stages are done without it.
     """
     try:
-        return _find_or_make(place, results).file(PAGE)
+        return _find_or_make(place, results, study).file(PAGE)
     except Exception as error:
         logger.warning("the page about the whole run could not be made (%s: %s)", type(error).__name__, error)
         return None
 
 
-def _find_or_make(place: Workspace, results: Mapping[str, Mapping[str, Any]]) -> Artefact:
+def _find_or_make(place: Workspace, results: Mapping[str, Mapping[str, Any]], study: str | None) -> Artefact:
     parts = {name: load_artefact(result["uri"]) for name, result in results.items()}
+    around = {"study": load_artefact(study)} if study else {}
     templates = {file.name: hash_bytes(file.read_bytes()) for file in sorted(TEMPLATES.iterdir())}
     code = hash_json({"code": version_of(MODULE), "templates": templates})
-    key = hash_json({"stages": {name: [part.key, part.hash] for name, part in parts.items()}, "code": code})
+    ids = {name: [part.key, part.hash] for name, part in {**parts, **around}.items()}
+    key = hash_json({"stages": ids, "code": code})
     key = key[:KEY_LENGTH]
     found = find_artefact(place, STAGE, key)
     if found is not None:
@@ -58,14 +60,17 @@ def _find_or_make(place: Workspace, results: Mapping[str, Mapping[str, Any]]) ->
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
         reused = {name: bool(result.get("cached")) for name, result in results.items()}
-        (staging / PAGE).write_text(render_pipeline(parts, reused), encoding="utf-8")
+        (staging / PAGE).write_text(render_pipeline(parts, reused, around.get("study")), encoding="utf-8")
         name = next((part.summary["name"] for part in parts.values() if part.summary.get("name")), "run")
         artefact = publish(
             staging,
             place,
             STAGE,
             key,
-            inputs={name: {"id": part.key, "uri": part.uri, "stage": part.stage} for name, part in parts.items()},
+            inputs={
+                name: {"id": part.key, "uri": part.uri, "stage": part.stage}
+                for name, part in {**parts, **around}.items()
+            },
             config={},
             code_version=code,
             summary={"name": name},
@@ -74,8 +79,8 @@ def _find_or_make(place: Workspace, results: Mapping[str, Mapping[str, Any]]) ->
     return artefact
 
 
-def render_pipeline(parts: Mapping[str, Artefact], reused: Mapping[str, bool]) -> str:
-    """The page about published stages by name; `reused` tells which of them were there before the run."""
+def render_pipeline(parts: Mapping[str, Artefact], reused: Mapping[str, bool], study: Artefact | None = None) -> str:
+    """The page about published stages by name; `reused` tells which of them were there before the run, `study` what they are part of."""
     from bmfm_pipeline.evaluation.tables import LABELS
 
     costs = {
@@ -107,14 +112,26 @@ def render_pipeline(parts: Mapping[str, Artefact], reused: Mapping[str, bool]) -
             for name, part in parts.items()
             if part.stage in ("pretrain", "finetune")
         ],
-        reports=[
-            {"name": name, "uri": part.file("report.html"), "link": f"../../{part.stage}/{part.key}/report.html"}
-            for name, part in evaluations.items()
-        ],
+        reports=[_page_of(part, "report.html") for part in evaluations.values()],
+        study=_page_of(study, "study.html") | _points(study) if study else None,
         costs=sections.cost_rows(costs),
         totals=sections.cost_totals(costs),
         machines=_machines(costs),
     )
+
+
+def _page_of(part: Artefact, file: str) -> dict[str, Any]:
+    """Where the page of an artefact lies, and how this page, two folders deep in the same workspace, leads there."""
+    return {"uri": part.file(file), "link": f"../../{part.stage}/{part.key}/{file}"}
+
+
+def _points(study: Artefact) -> dict[str, Any]:
+    """The points of a study with the pages of their evaluations, and what the study says."""
+    found = _json(study, "study.json") or {}
+    points = [
+        {"name": name, **_page_of(load_artefact(entry["uri"]), "report.html")} for name, entry in study.inputs.items()
+    ]
+    return {"points": points, "verdicts": found.get("verdicts", [])}
 
 
 def _name(parts: Mapping[str, Artefact]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bmfm_pipeline.config import RunConfig, compose, find_accelerator, list_entries, settle_execution
+from bmfm_pipeline.config import RunConfig, compose, find_accelerator, list_entries, load_entry, settle_execution
 from bmfm_pipeline.errors import ConfigError, DataError, did_you_mean
 from bmfm_pipeline.stages.checkpoint_fields import with_fields_of, with_static_vocabularies
 from bmfm_pipeline.stages.controls_plan import asks_for_it, refuse_foreign, twin_of_artefact, untrained_twin
@@ -25,7 +25,8 @@ from bmfm_pipeline.stages.inputs import embedding_inputs, source_inputs, table_i
 from bmfm_pipeline.stages.jobs import ASIDE, STAGES, Job, make_job
 from bmfm_pipeline.stages.labels import says_nothing_new
 from bmfm_pipeline.stages.models import CheckpointSource, find_checkpoint, with_policy, with_tokenizer_of
-from bmfm_pipeline.stages.source_files import holds_h5ad, name_of_data
+from bmfm_pipeline.stages.sequences.inputs import looks_like_sequences, name_of_sequences, usual_label
+from bmfm_pipeline.stages.source_files import holds_cells, name_of_data, names_cells
 from bmfm_pipeline.storage import Artefact, Workspace, is_pattern, is_remote, load_artefact, read_json
 
 logger = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ DEFAULT_CONFIGS = {
     "predict": "predict_config",
     "interpret": "interpret_config",
 }
+PAIRS_CONFIG = "perturbation_train_config"
 
 
 def compose_stage(
@@ -52,8 +54,24 @@ def compose_stage(
     the config file says."""
     if config_name is None and target is None:
         raise ConfigError(f"{stage}: name a dataset (see `bmfm datasets`), an h5ad file, or a config with -cn")
-    run = compose(config_name or DEFAULT_CONFIGS[stage], [*target_overrides(target, label), *overrides], config_dir)
+    usual = PAIRS_CONFIG if _about_pairs(stage, target, overrides, label) else DEFAULT_CONFIGS[stage]
+    run = compose(config_name or usual, [*target_overrides(target, label), *overrides], config_dir)
     return settled(run)
+
+
+def is_about_pairs(config: dict[str, Any]) -> bool:
+    """Whether a stored run predicts perturbed cells from control cells."""
+    return config["data_module"].get("collation_strategy") == "sequence_labeling"
+
+
+def _about_pairs(stage: str, target: str | None, overrides: Sequence[str], label: str | None) -> bool:
+    """Whether perturbed cells are to be predicted from control cells: asked for by a key, or what the named dataset is for."""
+    if stage not in ("preprocess", "finetune"):
+        return False
+    keys = [word.lstrip("+").partition("=") for word in overrides]
+    if any(name.startswith("data_module.perturbation") or value == "sequence_labeling" for name, _, value in keys):
+        return True
+    return label is None and any(entry.name == target and entry.perturbation is not None for entry in list_entries())
 
 
 def settled(run: RunConfig) -> RunConfig:
@@ -71,10 +89,16 @@ def target_overrides(target: str | None, label: str | None = None) -> list[str]:
         names = [entry.name for entry in list_entries()]
         if target in names:
             overrides.append(f"dataset={target}")
-        elif target.endswith(".h5ad") or "/" in target or is_remote(target) or holds_h5ad(target):
+        elif looks_like_sequences(target):
+            path = str(Path(target).expanduser().absolute())
+            overrides += ["dataset=null", f"++data_module.sequences.source={json.dumps(path)}"]
+            label = label or usual_label(path)
+            if label is None:
+                overrides.append("++label_columns=[]")
+        elif names_cells(target) or "/" in target or is_remote(target) or holds_cells(target):
             path = target if is_remote(target) else str(Path(target).expanduser().absolute())
             if not is_remote(path):
-                if Path(path).is_dir() and not holds_h5ad(path):
+                if Path(path).is_dir() and not holds_cells(path):
                     raise DataError(f"{target}: is a folder; name an h5ad file in it (or a dataset of `bmfm datasets`)")
                 if not Path(path).exists() and not is_pattern(path):
                     raise DataError(f"{target}: no such file; datasets known by name: {', '.join(names)}")
@@ -92,9 +116,13 @@ def target_overrides(target: str | None, label: str | None = None) -> list[str]:
 
 def run_name(run: RunConfig) -> str:
     """The name of the data a run is about: the catalogue's, else the file's."""
-    if run.dataset:
-        return run.dataset
     settings = run.data_module
+    if run.dataset:
+        part = settings.sequences.part if settings.sequences is not None else None
+        usual = load_entry(run.dataset).sequences.part if part is not None else None
+        return run.dataset if part == usual else f"{run.dataset}-{part}"
+    if settings.sequences is not None:
+        return name_of_sequences(settings.sequences.source)
     return name_of_data(
         settings.transform_kwargs.source_h5ad_file_name or settings.dataset_kwargs.processed_data_source
     )
@@ -198,6 +226,11 @@ def _plan_evaluate_stage(target, config_name, config_dir, overrides, label, plac
         return _plan_evaluation_elsewhere(test, source, overrides, place)
     model = load_artefact(source.artefact)
     held_out = target is not None and is_held_out(test, model, place)
+    if held_out and is_about_pairs(read_json(model.local_file("run_config.json"))):
+        raise ConfigError(
+            f"evaluate: {named} predicts perturbations, which are tested on the perturbations held out of its own data; leave the target out, "
+            "or run the chain on the other data"
+        )
     known = [word for word in overrides if held_out and says_how_to_read(word)]
     if strangers := [word for word in overrides if word not in known and not _belongs(word, "evaluate")]:
         raise ConfigError(
@@ -292,7 +325,8 @@ def plan_pipeline(
     name no_pretrain.
 
     Overrides of `task.*` go to the stages whose task has that key; `pretrain.KEY=VALUE` (or another stage's name in front)
-    reaches that stage alone. A dataset without label columns is pretrained and its masked predictions are evaluated.
+    reaches that stage alone. A dataset without label columns is pretrained and its masked predictions are evaluated. Perturbed cells
+    are not pretrained on.
     """
     place = Workspace(workspace)
     if controls is not None:
@@ -301,8 +335,11 @@ def plan_pipeline(
     def composed(stage: str) -> RunConfig:
         return compose_stage(stage, target, overrides=stage_overrides(stage, overrides), label=label)
 
-    finetune_run, pretrain_run, test_run = composed("finetune"), composed("pretrain"), composed("evaluate")
+    finetune_run, test_run = composed("finetune"), composed("evaluate")
     data = plan_preprocess(finetune_run, place)
+    if finetune_run.predicts_pairs:
+        return _plan_pairs(finetune_run, test_run, data, place)
+    pretrain_run = composed("pretrain")
     before = find_checkpoint(_checkpoint(pretrain_run), place, data.name)
     named = find_checkpoint(_checkpoint(finetune_run), place, data.name)
     finetune_run, data = _with_its_tokenizer(finetune_run, data, named or before, place)
@@ -323,6 +360,27 @@ def plan_pipeline(
     inputs |= {twin.variant: twin.as_input() for twin in twins}
     evaluate = _plan_evaluation(test_run, finetune.config, data.name, place, inputs)
     return [data, pretrain, finetune, *twins, evaluate]
+
+
+def _plan_pairs(run: RunConfig, test: RunConfig, data: Job, place: Workspace) -> list[Job]:
+    """The chain of perturbed cells: what is learned is the difference that a perturbation makes, which needs no pretraining."""
+    if asks_for_it(test):
+        raise ConfigError(
+            "evaluation.controls: no_pretrain compares with a model that was not pretrained, and the chain of perturbed cells pretrains "
+            "none; name a model with finetune.model.checkpoint=..., and compare two runs with `bmfm compare`"
+        )
+    source = find_checkpoint(_checkpoint(run), place, data.name)
+    run, data = _with_its_tokenizer(run, data, source, place)
+    finetune = _plan_training("finetune", run, place, data, source)
+    inputs = {"model": finetune.as_input(), "data": data.as_input()}
+    return [data, finetune, _plan_evaluation(test, finetune.config, data.name, place, inputs)]
+
+
+def why_skipped(stage: str, jobs: Sequence[Job]) -> str:
+    """Why a stage is not among the jobs of a chain, in words."""
+    if stage == "pretrain" and any(job.stage == "finetune" for job in jobs):
+        return "what perturbations change is learned from pairs of cells; finetune.model.checkpoint=... starts from a pretrained model"
+    return f"{jobs[-1].name} has no label column"
 
 
 def _with_its_tokenizer(
@@ -361,6 +419,8 @@ def _belongs(word: str, stage: str) -> bool:
 
     name = word.lstrip("+~").split("=", 1)[0]
     parts = name.split(".")
+    if parts[0] == "promotion":
+        return stage == "finetune"
     if parts[0] == "task" and len(parts) > 1:
         model = TestTaskConfig if stage == "evaluate" else TrainingTaskConfig
         return parts[1] in model.model_fields

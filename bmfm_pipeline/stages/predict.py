@@ -20,6 +20,7 @@ from bmfm_pipeline.config import RunConfig
 from bmfm_pipeline.data.sources import check_genes, open_source
 from bmfm_pipeline.data.sources.checks import check_names, where_counts_lie
 from bmfm_pipeline.errors import ConfigError, DataError
+from bmfm_pipeline.stages.conversion import readable
 from bmfm_pipeline.stages.fitted_chain import OTHER_NAMES
 from bmfm_pipeline.stages.gene_names import merges_genes
 from bmfm_pipeline.stages.models import find_checkpoint
@@ -36,6 +37,7 @@ from bmfm_pipeline.stages.prediction_settings import settings_of_config
 from bmfm_pipeline.stages.remote_output import written_to
 from bmfm_pipeline.storage import (
     Workspace,
+    check_allowed,
     code_version,
     content_hash,
     disk_errors,
@@ -106,18 +108,26 @@ def predict_file(
 
     asked = asked or Asked()
     place = Workspace(workspace)
+    check_allowed(file, "--input")
     named = find_checkpoint(model, place, None, stage="finetune")
     folder = model_folder(named.uri)
     predictor = Predictor.open(folder, settings, insist)
+    if predictor.run.predicts_pairs:
+        raise ConfigError(
+            f"{model}: predicts what perturbations change, so say which: --perturb GENE, or --perturb GENE1,GENE2 for both at once; the cells "
+            "of --input are the control cells"
+        )
     answers = Answers(predictor, asked.unknown_below)
     poolings = named_poolings(asked.poolings or [predictor.pooling])
-    local = localise(file)
+    local = readable(localise(file), place)
     source = open_source(local, layer, duplicates_rule(predictor))
     genes = check_input(source, predictor)
     check_batch_column(source, asked.batch_column)
     source.forget_tables()
     output = local_path(output)
     target = None if asked.annotated is None else output / asked.annotated
+    for place_of_it in [output, *([target] if target else [])]:  # the state is where what goes to s3 is gathered
+        check_allowed(place_of_it, "--output", also=(place.state_dir,))
     if target is not None:
         check_target(source, target)
     network = load_model(folder, source=strip_userinfo(named.uri))

@@ -8,18 +8,26 @@ from typing import Any
 from bmfm_pipeline.config import RunConfig, require_path
 from bmfm_pipeline.config.splits import resolve_split
 from bmfm_pipeline.data.label_files import write_label_dict
+from bmfm_pipeline.data.label_flags import with_gathered_columns
 from bmfm_pipeline.data.label_ontology import describe, write_placed
 from bmfm_pipeline.data.labels import build_label_dict, count_labels, labels_unseen_in_training
 from bmfm_pipeline.data.sources import check_source, open_several, open_source
 from bmfm_pipeline.data.splits import read_split
 from bmfm_pipeline.data.transforms import Chain, build_chain
 from bmfm_pipeline.errors import StorageError
+from bmfm_pipeline.stages.conversion import convert_files, converted
 from bmfm_pipeline.stages.fitted_chain import chain_of_model, check_for_model, is_for_model
 from bmfm_pipeline.stages.gene_names import chain_steps, check_gene_names, merges_genes, write_gene_report
 from bmfm_pipeline.stages.gene_tables import local_gene_table
 from bmfm_pipeline.stages.inputs import find_source
 from bmfm_pipeline.stages.jobs import Job
 from bmfm_pipeline.stages.labels import input_dictionary, lost_classes, place_dictionary, place_in_ontologies
+from bmfm_pipeline.stages.perturbations import (
+    look_at_perturbations,
+    names_column,
+    record_perturbations,
+    with_target_genes,
+)
 from bmfm_pipeline.stages.publishing import publish_staged
 from bmfm_pipeline.stages.running import Progress, step_result
 from bmfm_pipeline.stages.several_files import look_at_files, numbers_by_file, usable_files
@@ -31,7 +39,6 @@ from bmfm_pipeline.storage import (
     content_hash,
     hash_file,
     is_remote,
-    localise,
     other_content,
     place_copy,
     read_json,
@@ -41,30 +48,46 @@ from bmfm_pipeline.storage import (
 )
 
 logger = logging.getLogger(__name__)
+LOG_NORMALISED = (
+    "the input is log-normalised (data_module.transform_kwargs.input_values): nothing was normalised again, and its values are kept in "
+    "layers['log_normalised']"
+)
 
 
 def _open(job: Job):
     """The run, and its opened source: the same file in every step, fetched or built once into the run folder.
 
-    Of several files those that the check kept.
+    Of several files those that the check kept. Label columns that gather others are in its obs.
     """
+    run, source, cells = _opened(job)
+    if not source.processed:
+        cells.obs = with_gathered_columns(cells.obs, run.label_columns, str(cells.path))
+    return run, source, cells
+
+
+def _opened(job: Job):
     run = RunConfig.model_validate(job.config)
     source = find_source(run)
     settings, scratch = run.data_module.transform_kwargs, job.run_dir / "source"
     if source.files:
-        files = usable_files(_local_files(job, source), job.staging)
+        files = _local_files(job, source, settings, usable_files(source.files, job.staging))
         return run, source, open_several(
-            files, settings.layer, settings.duplicate_genes, scratch, settings.cell_names, source.place
+            files, settings.layer, settings.duplicate_genes, scratch, settings.cell_names, source.place, source.about
         )  # fmt: skip
     path = source.open_path(scratch)
     if is_remote(source.uri):
         _refuse_changed(source.uri, job.inputs["source"])
+    if not source.processed and not source.builder:
+        path = converted(path, job.inputs["source"]["id"], job.place, settings.reading)
     layer = None if source.processed else settings.layer
     return run, source, open_source(path, layer, settings.duplicate_genes, scratch=scratch)
 
 
-def _local_files(job: Job, source) -> dict[str, Path]:
-    """{name: path on this machine} of several files; StorageError when they are no longer those of the plan."""
+def _local_files(job: Job, source, settings, names=None) -> dict[str, Any]:
+    """{name: h5ad on this machine} of several files, or of those in `names`; a file that cannot be made one is its DataError.
+
+    Raises StorageError when they are no longer those of the plan.
+    """
     planned = job.inputs["source"]["files"]
     if differ := sorted(set(planned) ^ set(source.files)):
         raise StorageError(
@@ -73,7 +96,9 @@ def _local_files(job: Job, source) -> dict[str, Path]:
     for name, uri in source.files.items():
         if is_remote(uri):
             _refuse_changed(uri, planned[name])
-    return {name: localise(uri) for name, uri in source.files.items()}
+    files = {name: uri for name, uri in source.files.items() if names is None or name in names}
+    contents = {name: planned[name]["id"] for name in files}
+    return convert_files(files, contents, job.place, settings.reading, settings.num_workers)
 
 
 def _refuse_changed(uri: str, planned: dict[str, Any]) -> None:
@@ -87,6 +112,10 @@ def _counts_needed(run: RunConfig, source) -> bool:
     return not source.processed and run.data_module.transform_kwargs.input_values == "counts"
 
 
+def _log_normalised(run: RunConfig, source) -> bool:
+    return not source.processed and run.data_module.transform_kwargs.input_values == "log_normalised"
+
+
 def check(job: Job, on_progress: Progress) -> dict[str, Any]:
     """Look for every problem of the input at once, before anything is computed."""
     shutil.rmtree(job.staging, ignore_errors=True)
@@ -97,14 +126,15 @@ def check(job: Job, on_progress: Progress) -> dict[str, Any]:
     if source.files:
         files = look_at_files(
             run,
-            _local_files(job, source),
+            _local_files(job, source, run.data_module.transform_kwargs),
             job.inputs,
-            source.place,
+            source,
             job.run_dir / "source",
             _counts_needed(run, source),
             chain if is_for_model(job) else None,
         )
         cells = files.cells
+        cells.obs = with_gathered_columns(cells.obs, run.label_columns, source.place)
     else:
         run, source, cells = _open(job)
     if not is_for_model(job):
@@ -114,6 +144,7 @@ def check(job: Job, on_progress: Progress) -> dict[str, Any]:
         cells,
         [(column.label_column_name, column.is_regression_label) for column in run.label_columns],
         need_counts=_counts_needed(run, source),
+        log_normalised=_log_normalised(run, source),
         stratify=stratify,
         min_class_size=fewest,
         duplicate_genes="sum" if merges_genes(chain) else run.data_module.transform_kwargs.duplicate_genes,
@@ -123,7 +154,8 @@ def check(job: Job, on_progress: Progress) -> dict[str, Any]:
     genes = check_gene_names(run, chain, cells, report.pop("gene_totals"), job.inputs)
     if files is not None:
         files.finish(genes, job.staging)
-        report |= {"files": len(files.rows), "files_set_aside": len(files.set_aside)}
+        report |= {"files": len(files.rows), "files_set_aside": len(files.set_aside), "selection": source.selection}
+    report |= look_at_perturbations(run, cells.obs, chain.gene_names(cells.var_names))
     report["gene_names"] = write_gene_report(genes, job.staging, None if files is None else files.of_genes())
     file = job.staging / "check.json"
     write_json_atomic(file, report)
@@ -140,7 +172,7 @@ def split(job: Job, on_progress: Progress) -> dict[str, Any]:
     separators = {entry.label_column_name: entry.multilabel_str_sep for entry in entries if entry.is_multilabel}
     labels = [entry.label_column_name for entry in entries]
     single = [name for name in labels if name not in separators]
-    made, info = make_and_record(job, resolve_split(run), cells.obs, single)
+    made, info = make_and_record(job, resolve_split(run), cells.obs, single, run, cells.var_names)
     unseen = labels_unseen_in_training(cells.obs, made.assigned, labels, separators)
     summary = {**split_summary(info), "labels_not_in_training": unseen}
     file = str(job.staging / "split.csv")
@@ -176,7 +208,7 @@ def vocabulary(job: Job, on_progress: Progress) -> dict[str, Any]:
     if is_for_model(job):
         genes = chain.fitted_genes(cells.var_names)
     else:
-        genes = chain.vocabulary_genes(cells, _fit_rows(job, run))
+        genes = with_target_genes(run, cells.obs, chain.vocabulary_genes(cells, _fit_rows(job, run)))
     write_json_atomic(job.staging / "transforms.json", chain.to_json())
     vocabularies, summary = make_vocabularies(run, genes, chain.n_values, _fixed(run, chain))
     if summary["unknown"]:
@@ -214,19 +246,25 @@ def transform(job: Job, on_progress: Progress) -> dict[str, Any]:
     assigned = read_split(job.staging).to_numpy()
     column = read_json(job.staging / "split.json")["column"]
     file = job.staging / "processed.h5ad"
-    keep_counts = _counts_needed(run, source)
+    logs = _log_normalised(run, source)
+    keep_counts = logs or _counts_needed(run, source)
     report = chain.run(
-        cells, None, file, {column: assigned}, keep_counts=keep_counts, fitted=True, row_filters=not is_for_model(job)
-    )
+        cells, None, file, {column: assigned, **names_column(run, cells.obs)}, keep_counts=keep_counts, fitted=True, row_filters=not is_for_model(job),
+        layer="log_normalised" if logs else "counts",
+    )  # fmt: skip
+    if logs:
+        report.notes.append(LOG_NORMALISED)
     for step, count in report.dropped_cells.items():
         logger.warning("%d of %d cells were dropped by %s", count, cells.n_cells, step)
     complete_vocabularies(run, job.staging, column)
+    perturbed = record_perturbations(run, cells.obs, job.staging, column)
     lost = lost_classes(run, cells.obs, file)
     for label, gone in lost.items():
         shown = ", ".join(f"{name} ({count} cells)" for name, count in list(gone.items())[:5])
         logger.warning("%d classes of %s lost all of their cells in the transforms: %s", len(gone), label, shown)
     plain = {
         **report.to_dict(),
+        **perturbed,
         "lost_classes": lost,
         "check": step_result(job, "check")["summary"],
         "split": step_result(job, "split")["summary"],

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bmfm_pipeline.storage import Workspace, hash_bytes, is_remote, join_uri, local_path, strip_userinfo
+from bmfm_pipeline.storage import Workspace, check_allowed, hash_bytes, is_remote, join_uri, local_path, strip_userinfo
 from bmfm_pipeline.storage.remote import check_writable, upload
 
 
@@ -15,6 +15,7 @@ def written_to(output: str | Path, place: Workspace, write: Callable[[Path], dic
     A remote place gets the files when all are written; until then they lie in the workspace's state, where the same call goes on after it
     was stopped. Addresses in the answer are those of `output`. Raises StorageError when nothing can be written there.
     """
+    check_allowed(output, "--output")
     if not is_remote(output):
         return write(local_path(output))
     output = str(output).rstrip("/")

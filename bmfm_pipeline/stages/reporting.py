@@ -11,6 +11,7 @@ from bmfm_pipeline.data.splits import split_sentence
 from bmfm_pipeline.errors import StorageError
 from bmfm_pipeline.evaluation.confused import MEASURE, describe_confused
 from bmfm_pipeline.evaluation.controls import log_cp10k
+from bmfm_pipeline.evaluation.controls.values import WITHOUT_COUNTS, values_for_controls
 from bmfm_pipeline.evaluation.pages.numbers import counted, size
 from bmfm_pipeline.evaluation.pages.sections import training_detail
 from bmfm_pipeline.evaluation.predictions import read_predictions
@@ -138,14 +139,17 @@ def _started_from(manifest: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _confused(job: Job, run: RunConfig, prepared) -> dict[str, Any]:
-    if not run.predicts_labels:
+    if (
+        not run.predicts_labels or run.data_module.sequences is not None
+    ):  # sequences have no genes to tell classes apart by
         return {}
     predictions = read_predictions(job.staging / "predictions.parquet")
     labels, _ = by_class(prepared.labels(run), {name: sorted(known, key=known.get) for name, known in prepared.label_dict.items()})  # fmt: skip
     position = {name: row for row, name in enumerate(prepared.store.obs_names)}
-    counts, values_of, measure = prepared.store.counts, prepared.store.matrix.rows, "those of the processed data (X)"
-    if counts is not None:
-        values_of, measure = (lambda rows: log_cp10k(counts.rows(rows))), MEASURE
+    values, kind = values_for_controls(prepared.store)
+    values_of, measure = values.rows, WITHOUT_COUNTS.get(kind, MEASURE)
+    if kind == "counts":
+        values_of = lambda rows: log_cp10k(values.rows(rows))  # noqa: E731
     return describe_confused(
         predictions.labels,
         np.array([position[cell] for cell in predictions.cells], dtype=np.int64),

@@ -17,6 +17,7 @@ from bmfm_pipeline.data.sources.checks import SHOWN, UNUSABLE
 from bmfm_pipeline.data.sources.several import FILE_COLUMN, SeveralFiles
 from bmfm_pipeline.data.transforms import Chain, build_chain
 from bmfm_pipeline.errors import DataError
+from bmfm_pipeline.stages.file_table import selection_in_words
 from bmfm_pipeline.stages.gene_names import (
     advice,
     chain_steps,
@@ -48,6 +49,7 @@ class CheckedFiles:
     set_aside: list[dict[str, Any]]
     totals: list[Path]
     notes: list[str] = field(default_factory=list)
+    selection: dict[str, Any] = field(default_factory=dict)
 
     def finish(self, genes: GeneReport, folder: Path) -> None:
         """Complete the rows by what became of each file's genes among those of all, and write files.json in `folder`.
@@ -73,7 +75,7 @@ class CheckedFiles:
             raise DataError(
                 f"{self.cells.path}: joined, {len(lost)} files would lose genes that other files call otherwise:\n{shown}\n"
                 f"Have the columns of a gene added up: {PLACE}.gene_names.table=hgnc (after `bmfm genes download`) with "
-                f"{PLACE}.gene_names.duplicates=sum"
+                f"{PLACE}.gene_names.duplicates=sum, or, with RenameGenesTransform, by its argument duplicates: sum"
             )
         write_json_atomic(folder / FILES, self.to_plain())
 
@@ -102,19 +104,20 @@ class CheckedFiles:
             "genes_in_all_files": int((in_files == len(self.rows)).sum()),
             "genes_in_one_file": int((in_files == 1).sum()) if len(self.rows) > 1 else 0,
             "notes": self.notes,
+            "selection": self.selection,
         }
 
 
 def look_at_files(
     run: RunConfig,
-    files: Mapping[str, Path],
+    files: Mapping[str, Path | DataError],
     inputs: dict[str, Any],
-    place: str,
+    source,
     scratch: Path,
     need_counts: bool,
     fitted: Chain | None = None,
 ) -> CheckedFiles:
-    """Check every file of {name: path} alone and join those that can be used; `place` is what all are called.
+    """Check every file of {name: h5ad, or why there is none} of `source` alone and join those that can be used.
 
     `fitted`: the chain of the model that cells are prepared for, in place of the config's.
     Raises DataError that lists the files set aside when they are more than the share that the config allows. With one file its
@@ -128,8 +131,10 @@ def look_at_files(
     values: dict[str, Any] = {}
     scratch.mkdir(parents=True, exist_ok=True)
     for number, (name, path) in enumerate(files.items()):
-        row: dict[str, Any] = {"file": name, "path": str(path)}
+        row: dict[str, Any] = {"file": name, "path": str(source.files[name])}
         try:
+            if isinstance(path, DataError):
+                raise path
             cells = open_source(path, settings.layer, settings.duplicate_genes, scratch)
             row |= {"cells": cells.n_cells, "genes": cells.n_genes}
             if fitted is None:
@@ -141,7 +146,9 @@ def look_at_files(
         except (DataError, *_DAMAGED) as error:
             if len(files) == 1:
                 raise
-            aside.append({**row, "reason": _reason(error, path), "largest_losses": [], "advice": []})
+            aside.append(
+                {**row, "reason": _reason(error, source.files[name], path), "largest_losses": [], "advice": []}
+            )
             continue
         row |= _numbers(found, genes)
         short = genes.shortfall(settings.gene_names.min_share_of_counts) if has_floor(run, chain) else None
@@ -154,18 +161,19 @@ def look_at_files(
             rows.append(row)
             stays[name] = cells
         cells.forget_tables()
-    _refuse_too_many(aside, len(files), settings.max_share_of_files_set_aside, place)
+    _refuse_too_many(aside, len(files), settings.max_share_of_files_set_aside, source.place)
     for entry in aside:
         entry.pop("advice")
         logger.warning("%s is set aside, its cells are left out: %s", entry["file"], entry["reason"])
-    joined = SeveralFiles(stays, settings.cell_names, place)
+    joined = SeveralFiles(stays, settings.cell_names, source.place, source.about)
     values["gene_totals"] = np.zeros(joined.n_genes)
     for number, path in enumerate(totals):
         values["gene_totals"] += np.bincount(joined.columns_of(number), np.load(path), joined.n_genes)
     notes = _differences(rows, chain)
+    notes += selection_in_words(source.selection) if source.selection else []
     for note in notes:
         logger.warning("%s", note)
-    return CheckedFiles(joined, values, rows, aside, totals, notes)
+    return CheckedFiles(joined, values, rows, aside, totals, notes, source.selection)
 
 
 class _GeneReports:
@@ -197,7 +205,8 @@ def _look_at(run: RunConfig, cells: CellSource, chain: Chain, need_counts: bool)
     """What check_source finds in one file."""
     merges = merges_genes(chain)
     duplicates = "sum" if merges else run.data_module.transform_kwargs.duplicate_genes
-    return check_source(cells, need_counts=need_counts, duplicate_genes=duplicates)
+    logs = not need_counts and run.data_module.transform_kwargs.input_values == "log_normalised"
+    return check_source(cells, need_counts=need_counts, log_normalised=logs, duplicate_genes=duplicates)
 
 
 def _numbers(found: dict[str, Any], genes: GeneReport) -> dict[str, Any]:
@@ -222,11 +231,14 @@ def _add_up(values: dict[str, Any], found: dict[str, Any]) -> None:
     values["whole_values"] = values.get("whole_values", True) and found["whole_values"]
 
 
-def _reason(error: Exception, path: Path) -> str:
-    """What is wrong with a file in one line, without its own name."""
+def _reason(error: Exception, *places: str | Path) -> str:
+    """What is wrong with a file in one line, without its own name, as `places` spell it."""
     if isinstance(error, _DAMAGED):
         return f"could not be read ({type(error).__name__}: {error}); write the file again"
-    text = str(error).removeprefix(f"{path}").removeprefix(UNUSABLE).removeprefix(":")
+    text = str(error)
+    for place in places:
+        text = text.removeprefix(f"{place}")
+    text = text.removeprefix(UNUSABLE).removeprefix(":")
     return "; ".join(line.strip().removeprefix("- ") for line in text.splitlines() if line.strip())
 
 
@@ -262,6 +274,8 @@ def _differences(rows: list[dict[str, Any]], chain: Chain) -> list[str]:
             f"{len(whole)} files hold whole counts (e.g. {whole[0]}), {len(rows) - len(whole)} do not (e.g. {other}): their values "
             "do not mean the same"
         )
+    elif rows and not whole:
+        notes.append(f"none of the {len(rows)} files holds whole counts: all have values with fractions")
     kinds: dict[str, list[str]] = {}
     for row in rows:
         kinds.setdefault(row["name_kind"], []).append(row["file"])
@@ -274,10 +288,9 @@ def _differences(rows: list[dict[str, Any]], chain: Chain) -> list[str]:
     return notes
 
 
-def usable_files(files: Mapping[str, Path], staging: Path) -> dict[str, Path]:
-    """Those of `files` that the check step of the same job kept."""
-    stays = {row["file"] for row in read_json(staging / FILES)["files"]}
-    return {name: path for name, path in files.items() if name in stays}
+def usable_files(files: Mapping[str, Any], staging: Path) -> set[str]:
+    """The names of `files` that the check step of the same job kept."""
+    return {row["file"] for row in read_json(staging / FILES)["files"]} & set(files)
 
 
 def numbers_by_file(staging: Path, processed: Path) -> dict[str, Any]:

@@ -5,29 +5,39 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from bmfm_pipeline.data.sources.formats import KINDS, OF_FOLDERS, ending_of, folder_format, format_of, name_of_file
 from bmfm_pipeline.errors import ConfigError, DataError
 from bmfm_pipeline.storage import is_pattern, is_remote, local_path, strip_userinfo
 
-ENDINGS = (".h5ad", ".h5")
 SHOWN = 5
 
 
-def holds_h5ad(folder: str | Path) -> bool:
-    return bool(_in_folder(Path(folder)))
+def holds_cells(folder: str | Path) -> bool:
+    """Whether a folder is a dataset by itself (10x, SOMA) or holds files of cells."""
+    path = Path(folder)
+    return path.is_dir() and (folder_format(path) is not None or bool(_in_folder(path)))
+
+
+def names_cells(address: str) -> bool:
+    """Whether a word is the name of a file of cells, by its ending."""
+    return ending_of(address) is not None
 
 
 def stands_for_several(address: str) -> bool:
-    """Whether an address is a local folder, or a pattern and not the name of a file."""
+    """Whether an address is a local folder of files, or a pattern and not the name of a file."""
     if is_remote(address):
         return is_pattern(address)
     path = local_path(address)
-    return path.is_dir() or (is_pattern(address) and not path.exists())
+    if path.is_dir():
+        return folder_format(path) is None
+    return is_pattern(address) and not path.exists()
 
 
 def expand_address(address: str, hint: str = "") -> list[str]:
-    """The files that an address stands for: itself, the h5ad files of a local folder, or those that fit a pattern (`**`: at any depth).
+    """The files that an address stands for: itself, the files of cells of a local folder, or those that fit a pattern (`**`: at any depth).
 
-    Raises DataError when there is none, or when a pattern fits a file that is no h5ad by its name; ConfigError for a remote pattern.
+    Of a folder with files of several kinds the h5ad files are taken, else the first kind of OF_FOLDERS, else its 10x folders. Raises
+    DataError when there is none, or when a pattern fits a file that holds no cells by its name; ConfigError for a remote pattern.
     """
     more = f"; {hint}" if hint else ""
     if is_remote(address):
@@ -38,30 +48,44 @@ def expand_address(address: str, hint: str = "") -> list[str]:
         return [address]
     path = local_path(address)
     if path.is_dir():
+        if folder_format(path) is not None:
+            return [str(path)]
         if not (found := _in_folder(path)):
             there = sorted(entry.name for entry in path.iterdir())[:SHOWN]
             raise DataError(
-                f"{path}: is a folder that holds no h5ad file (*.h5ad); it holds {', '.join(there) or 'nothing'}{more}"
+                f"{path}: is a folder that holds no h5ad file (*.h5ad), nor files of another kind that is read ({KINDS}); it holds "
+                f"{', '.join(there) or 'nothing'}{more}"
             )
         return found
     if path.exists() or not is_pattern(address):
         return [str(path)]
-    if not (found := sorted(name for name in glob.glob(str(path), recursive=True) if os.path.isfile(name))):
+    if not (found := sorted(name for name in glob.glob(str(path), recursive=True) if _is_dataset(name))):
         raise DataError(f"{path}: no file fits this pattern{more}")
     _refuse_others(found, "narrow the pattern, e.g. to *.h5ad")
     return found
 
 
 def _in_folder(folder: Path) -> list[str]:
-    names = glob.glob(str(Path(glob.escape(str(folder))) / "*.h5ad"))
-    return sorted(name for name in names if os.path.isfile(name))
+    kinds: dict[str, list[str]] = {}
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        kind = format_of(entry.path)
+        if kind is not None and (entry.is_file() or folder_format(Path(entry.path)) is not None):
+            kinds.setdefault("tenx folder" if entry.is_dir() and kind == "tenx" else kind, []).append(entry.path)
+    return next((kinds[kind] for kind in (*OF_FOLDERS, "tenx folder") if kind in kinds), [])
+
+
+def _is_dataset(name: str) -> bool:
+    return os.path.isfile(name) or folder_format(Path(name)) is not None
 
 
 def _refuse_others(files: Sequence[str], cure: str) -> None:
-    others = [name for name in files if not str(name).endswith(ENDINGS)]
+    kinds = [format_of(name) for name in files]
+    # A text among files of cells is a note or a table about them.
+    strange = (None, "table") if set(kinds) - {None, "table"} else (None,)
+    others = [name for name, kind in zip(files, kinds, strict=True) if kind in strange]
     if others:
         raise DataError(
-            f"{strip_userinfo(others[0])}: is no h5ad file by its name ({len(others)} of {len(files)}); {cure}"
+            f"{strip_userinfo(others[0])}: is no h5ad file by its name ({len(others)} of {len(files)}), nor one of the kinds that are read with others; {cure}"
         )
 
 
@@ -76,14 +100,14 @@ def named_files(files: Sequence[str]) -> dict[str, str]:
         raise DataError(f"{strip_userinfo(twice[0])}: is named twice; its cells would count twice")
     above = len(f"{common_folder(files)}/".lstrip("/")) + files[0].startswith("/")
     below = [name[above:] for name in files]
-    for names in ([_stem(name) for name in files], [name.rsplit(".", 1)[0] for name in below], below):
+    for names in ([name_of_file(name) for name in files], [_without_ending(name) for name in below], below):
         if len(set(names)) == len(names):
             break
     return dict(sorted(zip(names, files, strict=True)))
 
 
-def _stem(address: str) -> str:
-    return str(address).rsplit("/", 1)[-1].rsplit(".", 1)[0]
+def _without_ending(address: str) -> str:
+    return address[: len(address) - len(ending_of(address) or "")]
 
 
 def common_folder(files: Sequence[str]) -> str:
@@ -106,7 +130,7 @@ def name_of_data(named: str | Sequence[str] | None) -> str:
             return name_of_data(named[0])
         return common_folder(named).rsplit("/", 1)[-1] or "data"
     if not stands_for_several(named):
-        return Path(named).stem
+        return name_of_file(named)
     path = Path(named)
     while is_pattern(path.name):
         path = path.parent

@@ -1,10 +1,12 @@
 """The split step of preprocessing: cells assigned, the record written, and what a person should know about it said."""
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 
+from bmfm_pipeline.config import RunConfig
 from bmfm_pipeline.config.splits import PLACE, SplitPlan
 from bmfm_pipeline.data.splits import (
     Split,
@@ -17,6 +19,7 @@ from bmfm_pipeline.data.splits import (
 )
 from bmfm_pipeline.stages.fitted_chain import is_for_model
 from bmfm_pipeline.stages.jobs import Job
+from bmfm_pipeline.stages.perturbations import assign_perturbed
 from bmfm_pipeline.stages.splits import refuse_other_split
 from bmfm_pipeline.storage import exists, localise, read_json
 
@@ -34,8 +37,13 @@ def stratified_classes(plan: SplitPlan) -> tuple[str | None, int]:
     return plan.stratify, smallest_class(plan.n_folds, int(rounds)) if rounds or plan.n_folds else 0
 
 
-def make_and_record(job: Job, plan: SplitPlan, obs, labels: list[str]) -> tuple[Split, dict[str, Any]]:
-    """Split the cells of `obs` and write split.csv and split.json; `labels` are the columns with one class a cell."""
+def make_and_record(
+    job: Job, plan: SplitPlan, obs, labels: list[str], run: RunConfig | None = None, genes: Sequence[str] = ()
+) -> tuple[Split, dict[str, Any]]:
+    """Split the cells of `obs` and write split.csv and split.json; `labels` are the columns with one class a cell.
+
+    Perturbed cells are held out as `run` says, `genes` being the measured ones.
+    """
     given, earlier = None, {}
     if "split" in job.inputs:
         uri = job.inputs["split"]["uri"]
@@ -46,6 +54,8 @@ def make_and_record(job: Job, plan: SplitPlan, obs, labels: list[str]) -> tuple[
             earlier = {"made_as": {name: value for name, value in known.items() if name not in ("counts_by", "groups")}}
     if is_for_model(job):  # cells to test a model on, and to learn nothing from
         split = Split(pd.Series("test", index=obs.index, dtype=object))
+    elif run is not None and run.data_module.perturbation is not None:
+        split = assign_perturbed(run, obs, plan, given, list(genes))
     else:
         split = assign_split(obs, plan, given)
     classes = [name for name in dict.fromkeys([*labels, plan.stratify, plan.classes]) if name]

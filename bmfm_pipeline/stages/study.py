@@ -33,7 +33,7 @@ def summarise(job: Job, on_progress: Progress) -> dict[str, Any]:
     start_tracking(job)
     points, evaluation = [], {}
     for number, entry in enumerate(job.config["points"]):
-        point, evaluation = _read_point(entry, job.inputs[entry["name"]]["uri"])
+        point, evaluation = read_point(entry, job.inputs[entry["name"]]["uri"])
         points.append(point)
         on_progress({"kind": "progress", "stage": "study", "step": number + 1, "max_steps": len(job.config["points"])})
     study = study_of(
@@ -60,7 +60,7 @@ def summarise(job: Job, on_progress: Progress) -> dict[str, Any]:
     }
 
 
-def _read_point(entry: dict[str, Any], uri: str) -> tuple[PointScores, dict[str, Any]]:
+def read_point(entry: dict[str, Any], uri: str) -> tuple[PointScores, dict[str, Any]]:
     """(what the evaluation at `uri` found, how it made its intervals)."""
     artefact = load_artefact(uri)
     folder = artefact.local()

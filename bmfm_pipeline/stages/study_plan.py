@@ -127,7 +127,7 @@ def plan_study(
     if fractions is not None and set_too:
         raise ConfigError(f"few_shot varies {FRACTION}, which {set_too[0]} sets too; keep one of them")
     run = compose_stage("finetune", target, overrides=stage_overrides("finetune", overrides), label=label)
-    if not run.label_columns:
+    if not run.label_columns and not run.predicts_pairs:
         raise ConfigError(
             "few_shot and seeds repeat fine-tuning, and these cells have no label column to learn; name one with label=COLUMN"
         )
@@ -147,7 +147,7 @@ def plan_study(
     points = []
     for fraction in fractions:
         for seed in asked:
-            words = _seed_words(seed, what, own if state is None else state)
+            words = seed_words(seed, what, own if state is None else state)
             if by_share and fraction < 1:
                 words.append(f"finetune.{FRACTION}={fraction}")
             jobs = plan_pipeline(
@@ -158,7 +158,7 @@ def plan_study(
     return StudyPlan(tuple(points), what, {key: keys.count(key) for key in keys})
 
 
-def _seed_words(seed: int, what: str, state: int) -> list[str]:
+def seed_words(seed: int, what: str, state: int) -> list[str]:
     """Overrides that give a chain its seed, and keep the split of the others where the seed is not its own."""
     if what == "split":
         return [f"seed.seed_value={seed}", f"{RANDOM_STATE}={seed}"]

@@ -1,17 +1,16 @@
 """Run a study: what its points share once, then every point, then the summary; a point that fails takes no other along."""
 
-import logging
-import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-from bmfm_pipeline.errors import PipelineError, Preempted, TrainingError
+from bmfm_pipeline.errors import TrainingError
+from bmfm_pipeline.stages.fanning import Each, attempt, carry_out
 from bmfm_pipeline.stages.jobs import Job
 from bmfm_pipeline.stages.running import Progress, run_stage
 from bmfm_pipeline.stages.study_plan import Point, StudyPlan
 
-logger = logging.getLogger(__name__)
 # Carries out a job for a point, or for several when there is none, and returns the result of its stage.
 Start = Callable[[Job, Point | None], dict[str, Any]]
 
@@ -57,44 +56,20 @@ def run_study(
     on_progress: Progress | None = None,
     *,
     start: Start | None = None,
-    each: Callable[[Callable[[Point], Any], list[Point]], Iterable[Any]] = map,
+    each: Each | None = None,
 ) -> StudyOutcome:
     """Carry out a study; jobs whose artefacts exist are reused.
 
-    `start` carries out one job (default: run_stage in this process), `each` applies a function to all points (default: one after the
-    other). Returns the outcome, in which failed points are named; raises what ended a job that all points need, Preempted when a
+    `start` carries out one job (default: run_stage in this process), `each` applies a function to all pieces of work (default: one after
+    the other). Returns the outcome, in which failed points are named; raises what ended a job that all points need, Preempted when a
     training was stopped, and the first point's error when every point failed.
     """
     outcome = StudyOutcome(plan)
     begin = start or (lambda job, point: run_stage(job, on_progress))
-    broken: dict[str, BaseException] = {}
-    for job in plan.shared:
-        try:
-            outcome.results[job.key] = begin(job, None)
-        except Preempted:
-            raise
-        except PipelineError as error:
-            if plan.uses[job.key] == len(plan.points):
-                raise
-            broken[job.key] = error
-
-    def attempt(point: Point) -> BaseException | None:
-        if reasons := [broken[job.key] for job in point.jobs if job.key in broken]:
-            return reasons[0]
-        try:
-            for job in plan.own(point):
-                outcome.results[job.key] = begin(job, point)
-        except Preempted:
-            raise
-        except Exception as error:
-            logger.error("study: %s failed: %s", point.name, error)
-            if not isinstance(error, PipelineError):
-                logger.error("%s", traceback.format_exc())
-            return error
-        return None
-
-    ends = list(each(attempt, list(plan.points)))
-    outcome.failed = {point.name: error for point, error in zip(plan.points, ends, strict=True) if error is not None}
+    each = each or map
+    outcome.results, outcome.failed = carry_out(
+        plan.points, plan.uses, lambda works: each(partial(attempt, begin), works)
+    )
     done = [point for point in plan.points if point.name not in outcome.failed]
     if not done:
         raise next(iter(outcome.failed.values()))

@@ -7,6 +7,8 @@ from bmfm_pipeline.stages.jobs import Job
 from bmfm_pipeline.storage import Artefact, read_json, write_json_atomic
 from bmfm_pipeline.tracking import EXPERIMENT, StageTracker, tracking_uri
 
+# What MLflow shows as the description of a run, as markdown.
+NOTE = "mlflow.note.content"
 # Trackers of this process by job key: steps of one process share a connection and a buffer.
 _open: dict[str, StageTracker] = {}
 
@@ -26,6 +28,13 @@ def _tracker(job: Job) -> StageTracker | None:
     return tracker
 
 
+def flow_run_tags(id: str, url: str) -> dict[str, str]:
+    """Tags that lead from a run in MLflow to the Prefect run that it belongs to; a person follows the link in its description."""
+    note = f"[Run in Prefect]({url}): its log, progress and tables" if url else ""
+    tags = {"prefect.flow_run_id": id, "prefect.flow_run_url": url, NOTE: note}
+    return {name: value for name, value in tags.items() if value}
+
+
 def start_tracking(job: Job) -> None:
     """Open the stage's run: under its pipeline's, tagged with the Prefect run, with config, data and code."""
     state_dir = job.place.state_dir
@@ -34,8 +43,7 @@ def start_tracking(job: Job) -> None:
         "bmfm.dataset": job.name,
         "bmfm.key": job.key,
         "bmfm.code_version": job.code,
-        "prefect.flow_run_id": job.context.get("prefect_flow_run_id", ""),
-        "prefect.flow_run_url": job.context.get("prefect_flow_run_url", ""),
+        **flow_run_tags(job.context.get("prefect_flow_run_id", ""), job.context.get("prefect_flow_run_url", "")),
     }
     if job.stage in ("finetune", "evaluate"):
         tags["bmfm.seed"] = str(job.config["seed"]["seed_value"])
@@ -54,8 +62,20 @@ def start_tracking(job: Job) -> None:
             tracker.log_dataset(job.name, entry["id"], source=entry["uri"], context=role)
         else:
             tracker.set_tags({f"bmfm.input.{role}": entry["uri"], f"bmfm.input.{role}.hash": entry["id"]})
-    write_json_atomic(job.run_dir / "mlflow.json", {"run_id": tracker.run_id})
+    write_json_atomic(job.run_dir / "mlflow.json", {"run_id": tracker.run_id, "url": tracker.url})
     _open[job.key] = tracker
+
+
+def run_links(job: Job) -> dict[str, str]:
+    """The page of the stage's MLflow run, for people, from its first step on; nothing while MLflow is away."""
+    file = job.run_dir / "mlflow.json"
+    url = read_json(file).get("url") if file.exists() else ""
+    return {"MLflow run": url} if url else {}
+
+
+def history_of(job: Job) -> Path:
+    """Where a training of the job keeps the losses and scores of its steps while it goes on."""
+    return job.run_dir / "training" / "history.jsonl"
 
 
 def log_progress(job: Job, event: dict[str, Any]) -> None:

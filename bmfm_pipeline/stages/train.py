@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from bmfm_pipeline.config import RunConfig
+from bmfm_pipeline.errors import StorageError
 from bmfm_pipeline.stages.inputs import input_folder
 from bmfm_pipeline.stages.jobs import Job
 from bmfm_pipeline.stages.publishing import publish_staged
 from bmfm_pipeline.stages.running import Progress, step_result
 from bmfm_pipeline.stages.tracked import finish_tracking, log_progress, start_tracking
-from bmfm_pipeline.storage import read_json, write_json_atomic
+from bmfm_pipeline.storage import SharedRun, read_json, write_json_atomic
 from bmfm_pipeline.training import TrainSpec, train_in_child
 from bmfm_pipeline.training.model_card import write_card
 from bmfm_pipeline.training.records import write_records
@@ -21,6 +22,8 @@ from bmfm_pipeline.training.records import write_records
 logger = logging.getLogger(__name__)
 # Larger weights are not copied into MLflow: the run's tags say where they lie.
 MOST_BYTES_IN_MLFLOW = 200 * 2**20
+# Of several trainings at the same time each has these to itself, as the context of its job says.
+PLACE = {"cuda_visible_devices": "CUDA_VISIBLE_DEVICES", "omp_num_threads": "OMP_NUM_THREADS"}
 
 
 def prepare(job: Job, on_progress: Progress) -> dict[str, Any]:
@@ -36,6 +39,7 @@ def prepare(job: Job, on_progress: Progress) -> dict[str, Any]:
         data=str(data),
         init_from=None if checkpoint is None else str(checkpoint),
         run_dir=str(job.run_dir / "training"),
+        shared=_shared(job),
     )
     write_json_atomic(job.run_dir / "train_spec.json", spec.to_dict())
     run = RunConfig.model_validate(job.config)
@@ -43,6 +47,23 @@ def prepare(job: Job, on_progress: Progress) -> dict[str, Any]:
         logger.warning("%s", note)
     summary = {"data": str(data), "start": "pretrained" if checkpoint else "from scratch", "notes": run.notes}
     return {"uri": str(job.run_dir / "train_spec.json"), "summary": summary}
+
+
+def _shared(job: Job) -> dict[str, Any] | None:
+    """Where other machines find the checkpoints of this job, and what they are told about it."""
+    uri = job.place.shared_run_uri(job.key)
+    about = {name: getattr(job, name) for name in ("stage", "name", "key", "variant", "workspace", "inputs")}
+    return None if uri is None else {"uri": uri, "job": about}
+
+
+def _forget_shared(job: Job) -> None:
+    """The checkpoints of a published training are in its artefact."""
+    uri = job.place.shared_run_uri(job.key)
+    if uri is not None:
+        try:
+            SharedRun(uri).remove()
+        except StorageError as error:
+            logger.warning("%s; `bmfm workspace gc` deletes what is left of it", error)
 
 
 def _link(source: Path, target: Path) -> None:
@@ -61,7 +82,8 @@ def train(job: Job, on_progress: Progress) -> dict[str, Any]:
         on_progress({"stage": job.stage, **event})
         log_progress(job, event)
 
-    result = train_in_child(spec, on_progress=relay)
+    given = {variable: job.context[name] for name, variable in PLACE.items() if name in job.context}
+    result = train_in_child(spec, on_progress=relay, environment=given)
     if outside := result.summary.get("values_outside_vocabulary"):
         logger.warning(
             "%d expression values (counted at every use) have no token and were read as [UNK]; bin them with a BinTransform, or give "
@@ -129,4 +151,5 @@ def publish(job: Job, on_progress: Progress) -> dict[str, Any]:
         tags={"bmfm.checkpoint": artefact.file(f"checkpoints/{trained['summary']['best_checkpoint']}")},
     )
     shutil.rmtree(training, ignore_errors=True)
+    _forget_shared(job)
     return {"uri": artefact.uri, "hash": artefact.hash, "summary": artefact.summary, "links": links}

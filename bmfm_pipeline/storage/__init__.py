@@ -16,6 +16,9 @@ from bmfm_pipeline.storage.hashing import ContentMemo, content_hash, hash_bytes,
 from bmfm_pipeline.storage.locks import exclusive, exclusive_file
 from bmfm_pipeline.storage.placing import other_content, place_copy, same_content
 from bmfm_pipeline.storage.remote import attempt, exists, open_zarr
+from bmfm_pipeline.storage.roots import check_allowed, check_values
+from bmfm_pipeline.storage.round_trip import check_round_trip
+from bmfm_pipeline.storage.shared_run import SharedRun
 from bmfm_pipeline.storage.uris import is_pattern, is_remote, join_uri, local_path, strip_userinfo, without_places
 from bmfm_pipeline.storage.workspace import Workspace
 
@@ -23,9 +26,13 @@ __all__ = [
     "Artefact",
     "ContentMemo",
     "RemoteError",
+    "SharedRun",
     "Workspace",
     "attempt",
+    "check_allowed",
     "check_room",
+    "check_round_trip",
+    "check_values",
     "code_version",
     "content_hash",
     "copy_atomic",

@@ -11,7 +11,7 @@ from bmfm_pipeline.storage.uris import strip_userinfo
 _TRANSIENT_ERRNOS = {errno.EBUSY, errno.EPIPE, errno.ETIMEDOUT, getattr(errno, "EREMOTEIO", errno.EIO)}
 _TRANSIENT_CODES = {
     "500", "502", "503", "504", "InternalError", "ServiceUnavailable", "SlowDown", "RequestTimeout", "Throttling",
-    "ThrottlingException", "RequestLimitExceeded", "OperationAborted",
+    "ThrottlingException", "RequestLimitExceeded", "OperationAborted", "ConditionalRequestConflict",
 }  # fmt: skip
 _SHORTEST_SECRET = 8  # shorter ones, of test servers, occur in any text
 _SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID")

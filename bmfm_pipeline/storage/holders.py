@@ -2,6 +2,7 @@
 
 import os
 import socket
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,30 @@ def identity(pid: int) -> dict[str, Any]:
 
 def is_alive(holder: dict[str, Any], file: Path) -> bool:
     """Whether the process that a lease names runs; one on another machine is believed while its lease `file` is renewed."""
+    here = lives_here(holder)
+    return silence(file) < EXPIRES_AFTER if here is None else here
+
+
+def silence(file: Path) -> float:
+    """Seconds since `file` was written, by the clock that stamps files there: on a shared disk its server's, and that of the machine
+    that wrote may be wrong by hours."""
+    try:
+        handle, probe = tempfile.mkstemp(dir=file.parent, prefix=".now.")
+        try:
+            os.utime(probe)
+            now = os.fstat(handle).st_mtime
+        finally:
+            os.close(handle)
+            os.unlink(probe)
+    except OSError:  # a folder that is closed to us, or full
+        now = time.time()
+    return now - file.stat().st_mtime
+
+
+def lives_here(holder: dict[str, Any]) -> bool | None:
+    """Whether the process that a lease names runs on this machine; None when it names one on another."""
     if holder.get("host") != socket.gethostname():
-        return time.time() - file.stat().st_mtime < EXPIRES_AFTER
+        return None
     pid = int(holder["pid"])
     try:
         os.kill(pid, 0)

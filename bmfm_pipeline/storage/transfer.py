@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 PART_SIZE = 16 << 20
 _AT_ONCE = 4
 _MIB = 1 << 20
-_STATE = ".parts.json"
+PARTS = ".parts.json"
 
 
 class ObjectChanged(Exception):
@@ -27,7 +27,7 @@ class ObjectChanged(Exception):
 
 def is_whole(target: Path) -> bool:
     """Whether `fetch_object` finished with `target`."""
-    return target.exists() and not target.with_name(target.name + _STATE).exists()
+    return target.exists() and not target.with_name(target.name + PARTS).exists()
 
 
 def fetch_object(item: RemoteObject, target: Path, sha256: str | None = None) -> None:
@@ -37,7 +37,7 @@ def fetch_object(item: RemoteObject, target: Path, sha256: str | None = None) ->
     Raises ObjectChanged when another version lies there now, RemoteError when the store cannot be reached, StorageError when the
     bytes are not those that were announced, twice.
     """
-    state = target.with_name(target.name + _STATE)
+    state = target.with_name(target.name + PARTS)
     for again in (False, True):
         _fetch_parts(item, target, state)
         if _is_right(item, target, sha256):

@@ -7,6 +7,7 @@ from pathlib import Path
 from bmfm_pipeline.errors import StorageError
 from bmfm_pipeline.storage.hashing import ContentMemo
 from bmfm_pipeline.storage.remote import check_writable
+from bmfm_pipeline.storage.roots import check_allowed
 from bmfm_pipeline.storage.uris import is_remote, join_uri, local_path
 
 DEFAULT_WORKSPACE = "workspace"
@@ -23,6 +24,7 @@ class Workspace:
         chosen = str(uri or os.environ.get("BMFM_WORKSPACE") or DEFAULT_WORKSPACE)
         self.remote = is_remote(chosen)
         self.uri = chosen.rstrip("/") if self.remote else str(local_path(chosen))
+        check_allowed(self.uri, "the workspace")
 
     def __repr__(self) -> str:
         return f"Workspace({self.uri!r})"
@@ -46,6 +48,10 @@ class Workspace:
         """Local scratch of one run; beside the artefacts when the workspace is local, so that publishing is a rename."""
         base = self.state_dir if self.remote else Path(self.uri)
         return base / "runs" / key
+
+    def shared_run_uri(self, key: str) -> str | None:
+        """Where a remote workspace keeps a copy of that scratch, for other machines; None for a local one, which is seen as it is."""
+        return join_uri(self.uri, "runs", key) if self.remote else None
 
     def check_writable(self) -> None:
         """Fail before work starts, not after hours of it."""

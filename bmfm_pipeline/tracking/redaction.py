@@ -1,5 +1,6 @@
 """Secrets never leave: values under secret names, passwords in addresses, signed queries, known token shapes, secret environment values."""
 
+import logging
 import os
 import re
 from functools import lru_cache
@@ -10,6 +11,8 @@ _SECRET_WORDS = {
     "password", "passwd", "passphrase", "pwd", "secret", "secrets", "credential", "credentials", "apikey", "authorization", "bearer",
 }  # fmt: skip
 _SECRET_PAIRS = ("api_key", "access_key", "secret_key", "private_key", "account_key", "signing_key", "encryption_key")
+# Not passwords: hiding the working folder would make every address below it unreadable.
+_FOLDERS_OF_A_SHELL = ("PWD", "OLDPWD")
 # `tokenizer`, `token_scores`, `pad_token_id` and `mask_token` are words of this field, not secrets.
 _SECRET_TOKENS = re.compile(
     r"^(token|.*(auth|access|api|session|refresh|bearer|security|identity|github|gitlab|hf|hub|slack)_?token)$"
@@ -47,7 +50,11 @@ def is_secret_name(name: str) -> bool:
 
 def _environment_secrets() -> list[str]:
     """Values of environment variables with secret names, longest first; short ones would match by chance."""
-    values = {value for name, value in os.environ.items() if len(value) >= 6 and is_secret_name(name)}
+    values = {
+        value
+        for name, value in os.environ.items()
+        if len(value) >= 6 and name not in _FOLDERS_OF_A_SHELL and is_secret_name(name)
+    }
     return sorted(values, key=len, reverse=True)
 
 
@@ -59,6 +66,13 @@ def redact_text(text: str) -> str:
     text = _SIGNED.sub(rf"\g<name>{REDACTED}", text)
     text = _ASSIGNED.sub(rf"\g<name>{REDACTED}", text)
     return _SHAPES.sub(REDACTED, text)
+
+
+class RedactedLines(logging.Formatter):
+    """Lines of a log without secrets, whichever library has put them there."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redact_text(super().format(record))
 
 
 def redact(value: Any, name: str = "") -> Any:

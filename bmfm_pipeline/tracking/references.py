@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from bmfm_pipeline.errors import StorageError
 from bmfm_pipeline.tracking.locations import database_file
+from bmfm_pipeline.tracking.redaction import redact_text
 from bmfm_pipeline.tracking.runs import EXPERIMENT
 from bmfm_pipeline.tracking.store import Store, Unreachable
 
@@ -34,6 +35,15 @@ def references_in_store(uri: str) -> list[Reference]:
         return store.ask(_aliases) + store.ask(_running)
     except Unreachable as error:
         raise StorageError(f"MLflow at {store.name} cannot be asked which models are registered ({error})") from error
+
+
+def check_store(uri: str) -> None:
+    """StorageError when the store at `uri` does not answer, or refuses to."""
+    store = Store(uri)
+    try:
+        store.ask(lambda client: client.search_experiments(max_results=1))
+    except Unreachable as error:
+        raise StorageError(f"MLflow at {store.name} does not answer ({redact_text(str(error))})") from error
 
 
 def _aliases(client) -> list[Reference]:

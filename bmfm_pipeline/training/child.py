@@ -11,8 +11,9 @@ import warnings
 from pathlib import Path
 
 from bmfm_pipeline.errors import ConfigError, PipelineError, is_out_of_memory, out_of_memory_message
+from bmfm_pipeline.tracking.redaction import RedactedLines
 from bmfm_pipeline.training.spec import EXIT_PREEMPTED, TrainSpec
-from bmfm_pipeline.training.stopping import IS_FIRST, StopRequest, emit, note
+from bmfm_pipeline.training.stopping import IS_FIRST, EventLog, StopRequest, emit, note
 
 STARTED = float(os.environ.get("BMFM_CHILD_STARTED") or time.time())
 
@@ -21,7 +22,11 @@ def main(spec_file: str) -> int:
     stop = StopRequest()
     stop.watch()  # before the seconds that imports take
     stop.watch_parent()
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    lines = logging.StreamHandler(sys.stderr)
+    lines.setFormatter(RedactedLines("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[lines])
+    logging.getLogger().addHandler(EventLog())
+    logging.getLogger("bmfm_pipeline").setLevel(logging.INFO)
     warnings.filterwarnings("ignore", module="pytorch_lightning")
     try:
         summary = train(TrainSpec.from_file(spec_file), stop)
@@ -45,7 +50,8 @@ def train(spec: TrainSpec, stop: StopRequest) -> dict | None:
     """Train as `spec` says; returns the summary, or None when stopped early with a checkpoint to resume from."""
     from bmfm_pipeline.config import RunConfig, find_accelerator, settle_execution
     from bmfm_pipeline.storage import disk_errors
-    from bmfm_pipeline.training.lease import acquire
+    from bmfm_pipeline.training.lease import LEAVES_WITHIN, acquire
+    from bmfm_pipeline.training.sharing import BothLeases
 
     run = RunConfig.model_validate(spec.config)
     task, notes = settle_execution(run.task, find_accelerator())
@@ -54,17 +60,44 @@ def train(spec: TrainSpec, stop: StopRequest) -> dict | None:
     run = run.model_copy(update={"task": task})
     run_dir = Path(spec.run_dir)
     (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
-    lease = acquire(run_dir) if IS_FIRST else None
+    lease = None
+    if IS_FIRST:
+        lease = acquire(run_dir, LEAVES_WITHIN, note, lambda: stop.reason is not None)
+        if lease is None:
+            return None
+    sharing, summary, uploads = None, None, {}
     try:
         with disk_errors(run_dir):
-            return _train(spec, run, stop, lease)
+            if spec.shared is not None:
+                sharing = _share(spec, lease, run_dir, stop)
+                if sharing is None and lease is not None:
+                    return None
+            summary = _train(spec, run, stop, BothLeases(lease, sharing) if sharing else lease, sharing)
     finally:
         _leave_group()
+        if sharing is not None:
+            uploads = sharing.finish(stop)
         if lease is not None:
             lease.release()
+    return None if summary is None else summary | uploads
 
 
-def _train(spec: TrainSpec, run, stop: StopRequest, lease) -> dict | None:
+def _share(spec: TrainSpec, lease, run_dir: Path, stop: StopRequest):
+    """Take the copy of the run on the remote workspace, and what it has that this machine has not.
+
+    None in other than the first process, and when it was asked to stop meanwhile.
+    """
+    from bmfm_pipeline.storage import SharedRun
+    from bmfm_pipeline.training.sharing import Sharing, wait_for_first
+
+    sharing = Sharing(SharedRun(spec.shared["uri"]), run_dir) if lease is not None else None
+    if sharing is not None and not sharing.begin(spec.shared["job"], stop):
+        return None
+    wait_for_first(run_dir, sharing is not None)
+    return sharing
+
+
+def _train(spec: TrainSpec, run, stop: StopRequest, lease, sharing=None) -> dict | None:
     import pytorch_lightning as pl
     import torch
 
@@ -123,7 +156,14 @@ def _train(spec: TrainSpec, run, stop: StopRequest, lease) -> dict | None:
         note(text)
 
     position = Position(data, options.get("limit_train_batches"), bool(task.overfit_batches))
-    keeping = Checkpointing(run_dir / "checkpoints", position, lease, stop, task.checkpoints_every_n_train_steps)
+    keeping = Checkpointing(
+        run_dir / "checkpoints",
+        position,
+        lease,
+        stop,
+        task.checkpoints_every_n_train_steps,
+        on_saved=sharing and sharing.take,
+    )
     history = History(run_dir / "history.jsonl", task.log_every_n_steps, position)
     progress = Progress(spec.stage, STARTED, position)
     keeping.batches_found = batches and batches.to_dict()

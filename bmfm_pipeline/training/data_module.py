@@ -15,12 +15,14 @@ from bmfm_pipeline.batching import (
     BatchBuilder,
     CellDataset,
     EpochBatchSampler,
+    SequenceBuilder,
     balancing_weights,
     choose_rows,
     make_loader,
 )
 from bmfm_pipeline.config import RunConfig
 from bmfm_pipeline.errors import ConfigError, DataError
+from bmfm_pipeline.training.perturbed import check_matched
 from bmfm_pipeline.training.prepared import PreparedData
 from bmfm_pipeline.training.schedule import Schedule, ScheduledCells, ScheduledSampler
 from bmfm_pipeline.training.together import StepLoader
@@ -79,10 +81,9 @@ class CellDataModule(pl.LightningDataModule):
         module, seed = self.run.data_module, self.run.seed.seed_value
         specs, labels = self.prepared.field_specs(self.run), self.prepared.labels(self.run)
         config, options = self.prepared.batching_config(self.run), self.prepared.builder_options(self.run)
+        build = BatchBuilder if module.sequences is None else SequenceBuilder
         builders = {
-            length: BatchBuilder(
-                self.prepared.store, specs, dataclasses.replace(config, max_length=length), labels, **options
-            )
+            length: build(self.prepared.store, specs, dataclasses.replace(config, max_length=length), labels, **options)
             for length in module.lengths
         }
         for builder in builders.values():
@@ -103,6 +104,8 @@ class CellDataModule(pl.LightningDataModule):
         else:
             self.train_sampler = ScheduledSampler(cells, self.schedule, **options)
         self.builders, self.builder = builders, builders[module.max_length]
+        if self.builder.pairs is not None:
+            check_matched(self.builder.pairs.table, self.builder.pairs)
 
     @property
     def most_train_batches(self) -> int:

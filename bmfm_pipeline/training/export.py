@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from bmfm_pipeline.data.perturbations import MODEL_RECORD
 from bmfm_pipeline.storage import without_places, write_json_atomic
 from bmfm_pipeline.training.adapters import Adapted, merge_adapters, save_adapter
 from bmfm_pipeline.training.averaging import averaged_weights
@@ -44,6 +45,8 @@ def export_model(run, spec: TrainSpec, module, data, keeping, adapted: Adapted |
             shutil.copyfile(source / name, folder / name)
     plain = run.model_dump(mode="json")
     keep_tables(run, folder)
+    if run.predicts_pairs:
+        write_json_atomic(folder / MODEL_RECORD, data.prepared.perturbed.for_model())
     batching = data.builder.config
     plain["data_module"]["rda_transform"] = (
         batching.rda_transform

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -104,8 +105,15 @@ class Checkpointing(pl.Callback):
     """
 
     def __init__(
-        self, folder: Path, position: Position, lease: Lease | None, stop: StopRequest, every_n_steps: int | None = None
+        self,
+        folder: Path,
+        position: Position,
+        lease: Lease | None,
+        stop: StopRequest,
+        every_n_steps: int | None = None,
+        on_saved: Callable[[int], None] | None = None,
     ):
+        """`on_saved` gets the step once all files of a save are in place; in the first process only."""
         self.folder, self.position, self.lease, self.stop, self.every_n_steps = (
             folder,
             position,
@@ -113,7 +121,7 @@ class Checkpointing(pl.Callback):
             stop,
             every_n_steps,
         )
-        self.agreement = Agreement()
+        self.agreement, self.on_saved = Agreement(), on_saved
         self.best_score, self.best_path = math.inf, None
         self.validated_step = self.saved_step = -1
         self.validation_due = self.stopped = False
@@ -177,6 +185,7 @@ class Checkpointing(pl.Callback):
             self.leave(trainer, module)
         if late or (self.every_n_steps and trainer.global_step % self.every_n_steps == 0):
             self.save(trainer, module, self.last)
+            self.tell_saved(trainer)
 
     def on_validation_batch_end(self, trainer, module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
         if trainer.sanity_checking:
@@ -194,6 +203,7 @@ class Checkpointing(pl.Callback):
     def leave(self, trainer, module) -> None:
         """Save and end training at once."""
         self.save(trainer, module, self.last, reason=self.stop.reason or "another process was asked to stop")
+        self.tell_saved(trainer)
         self.stopped = trainer.should_stop = True
         raise KeyboardInterrupt  # Lightning's way out of its loops without further validation
 
@@ -211,6 +221,12 @@ class Checkpointing(pl.Callback):
                 remove_checkpoint(previous)
         about = {} if math.isnan(score) else {"validation_loss": score}
         self.save(trainer, module, self.last, self.best_path if improved else None, **about)
+        self.tell_saved(trainer)
+
+    def tell_saved(self, trainer) -> None:
+        """Say that what lies in the folder belongs together."""
+        if self.on_saved is not None and trainer.is_global_zero:
+            self.on_saved(self.saved_step)
 
     def save(self, trainer, module, path: Path, same_as: Path | None = None, **about) -> None:
         module.finite.check()

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +25,20 @@ GRACE = 25.0  # seconds a stopped child has to save
 _LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
-def train_in_child(spec: TrainSpec, on_progress: Callable[[dict[str, Any]], None] | None = None) -> TrainResult:
+def train_in_child(
+    spec: TrainSpec, on_progress: Callable[[dict[str, Any]], None] | None = None, environment: Mapping[str, str] = {}
+) -> TrainResult:
     """Train in a process of its own, so that a crash, a kill or a leak there cannot take this one along.
 
-    `on_progress` gets the child's events. Raises Preempted when it was stopped and left a checkpoint (call again to resume),
-    ConfigError, DataError, CheckpointError or TrainingError as the child did, TrainingError with its last lines when it died.
+    `on_progress` gets the child's events; `environment` are variables that it has besides ours. Raises Preempted when it was stopped and
+    left a checkpoint (call again to resume), ConfigError, DataError, CheckpointError or TrainingError as the child did, TrainingError with
+    its last lines when it died.
     """
     run_dir = Path(spec.run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     spec_file = run_dir / "spec.json"
     write_json_atomic(spec_file, spec.to_dict())
-    command, environment = _command(spec, spec_file)
+    command, variables = _command(spec, spec_file, environment)
     child = subprocess.Popen(
         command,
         stdin=subprocess.PIPE,
@@ -44,7 +47,7 @@ def train_in_child(spec: TrainSpec, on_progress: Callable[[dict[str, Any]], None
         encoding="utf-8",
         errors="replace",
         start_new_session=True,
-        env=environment,
+        env=variables,
     )
     tail: deque[str] = deque(maxlen=30)
     drain = threading.Thread(target=_keep_errors, args=(child, run_dir / "training.log", tail), daemon=True)
@@ -96,7 +99,7 @@ def passing_on_sigterm(child: subprocess.Popen) -> Iterator[None]:
             before(signal.SIGTERM, None)
 
 
-def _command(spec: TrainSpec, spec_file: Path) -> tuple[list[str], dict[str, str]]:
+def _command(spec: TrainSpec, spec_file: Path, own: Mapping[str, str] = {}) -> tuple[list[str], dict[str, str]]:
     """The child's command line and environment; torchrun stands between where several processes train."""
     environment = {
         name: value
@@ -107,6 +110,8 @@ def _command(spec: TrainSpec, spec_file: Path) -> tuple[list[str], dict[str, str
     environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     environment |= {"BMFM_CHILD_STARTED": str(time.time()), "PYTHONUNBUFFERED": "1"}
     count, numbers = processes(spec.config["task"].get("devices", "auto"), _gpus())
+    # A config that asks for several GPUs, or names them, keeps those.
+    environment |= {name: own[name] for name in own if name != "CUDA_VISIBLE_DEVICES" or (count == 1 and not numbers)}
     if numbers is not None:
         visible = environment.get("CUDA_VISIBLE_DEVICES", "").split(",")
         chosen = [visible[number] if number < len(visible) and visible[number] else str(number) for number in numbers]
@@ -118,6 +123,13 @@ def _command(spec: TrainSpec, spec_file: Path) -> tuple[list[str], dict[str, str
         environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // count)))
         return [sys.executable, *torchrun, *module], environment
     return [sys.executable, *module], environment
+
+
+def visible_gpus() -> list[str]:
+    """The NVIDIA devices that a child of ours may use, as CUDA_VISIBLE_DEVICES names them."""
+    count = _gpus()
+    named = [word.strip() for word in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if word.strip()]
+    return named[:count] if named else [str(number) for number in range(count)]
 
 
 def _gpus() -> int:

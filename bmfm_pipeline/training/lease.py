@@ -4,15 +4,18 @@ import contextlib
 import json
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bmfm_pipeline.errors import StorageError, TrainingError
 from bmfm_pipeline.storage import exclusive, write_json_atomic
-from bmfm_pipeline.storage.holders import identity, is_alive
+from bmfm_pipeline.storage.holders import identity, is_alive, lives_here, silence
 
 RENEW_EVERY = 10.0
+# A trainer whose parent is gone saves and leaves; whoever tries again meanwhile waits for it.
+LEAVES_WITHIN = 30.0
 
 
 @dataclass
@@ -54,18 +57,35 @@ class Lease:
                 self._write(released=True)
 
 
-def acquire(folder: Path) -> Lease:
-    """Take the lease on `folder`; TrainingError naming the holder when a living process has it."""
-    folder = Path(folder)
-    with exclusive(folder):  # two that come at once: the second sees what the first wrote
-        current = _read(folder / "lease.json")
-        if current and not current.get("released") and is_alive(current, folder / "lease.json"):
-            raise TrainingError(
-                f"{folder}: process {current['pid']} on {current['host']} is training here; wait for it, or stop it and run again"
-            )
-        lease = Lease(folder, int(current.get("number", 0)) + 1)
-        lease._write()
-    return lease
+def acquire(
+    folder: Path,
+    patience: float = 0.0,
+    tell: Callable[[str], None] = print,
+    stopped: Callable[[], bool] = lambda: False,
+) -> Lease | None:
+    """Take the lease on `folder`; TrainingError naming the holder when a living process still has it after `patience` seconds.
+
+    A holder on another machine that gives no sign of life is waited for until its lease has expired. None when `stopped` says yes
+    while waiting.
+    """
+    folder, began, said = Path(folder), time.monotonic(), False
+    while True:
+        with exclusive(folder):  # two that come at once: the second sees what the first wrote
+            current = _read(folder / "lease.json")
+            if not current or current.get("released") or not is_alive(current, folder / "lease.json"):
+                lease = Lease(folder, int(current.get("number", 0)) + 1)
+                lease._write()
+                return lease
+            quiet = lives_here(current) is None and silence(folder / "lease.json") > 3 * RENEW_EVERY
+        holder = f"process {current['pid']} on {current['host']}"
+        if time.monotonic() - began > patience and not (patience and quiet):
+            raise TrainingError(f"{folder}: {holder} is training here; wait for it, or stop it and run again")
+        if stopped():
+            return None
+        if not said:
+            tell(f"waiting for {holder}, which still holds {folder}")
+            said = True
+        time.sleep(0.2)
 
 
 def _read(file: Path) -> dict[str, Any]:

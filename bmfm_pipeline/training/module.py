@@ -12,6 +12,7 @@ from torch import Tensor, distributed, nn
 
 from bmfm_pipeline.config import RunConfig, TrainerConfig, require_path
 from bmfm_pipeline.config.models import WHERE_WEIGHTS_START
+from bmfm_pipeline.config.perturbation import DIFFERENCES
 from bmfm_pipeline.errors import ConfigError
 from bmfm_pipeline.models.packing import Packing
 from bmfm_pipeline.objectives import Objectives, RunningMetrics, build_objectives, fit_constants
@@ -197,7 +198,9 @@ def build_module(run: RunConfig, data_module) -> TrainingModule:
     torch.manual_seed(run.seed.seed_value)
     fields = prepared.field_dicts(run)
     settings = {name: value for name, value in plain["model"].items() if name not in WHERE_WEIGHTS_START}
-    labels = plain["label_columns"] if run.predicts_labels else []
+    units = prepared.units(run) if run.predicts_labels else {}
+    labels = [entry | units.get(entry["label_column_name"], {}) for entry in plain["label_columns"]]
+    labels = labels if run.predicts_labels else []
     model = build_model(
         settings,
         [_with_local_vectors(entry) for entry in fields],
@@ -208,6 +211,8 @@ def build_module(run: RunConfig, data_module) -> TrainingModule:
     for entry, written in zip(model.config.fields, fields, strict=True):
         if entry.get("pretrained_embedding"):  # its address, not the copy of it that was read
             entry["pretrained_embedding"]["filename"] = strip_userinfo(written["pretrained_embedding"]["filename"])
+    if run.predicts_pairs:
+        start_differences_at_zero(model)
     if run.model.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     objectives = build_objectives(
@@ -220,6 +225,17 @@ def build_module(run: RunConfig, data_module) -> TrainingModule:
     module = TrainingModule(model, objectives, run.trainer, run.seed.seed_value)
     module.metrics = RunningMetrics(objectives, lambda: fit_constants(objectives, data_module.training_labels()))
     return module
+
+
+def start_differences_at_zero(model) -> None:
+    """Set the last layer of heads that predict differences to 0: before it has learned anything the model says what they are
+    differences from, the mean of the training perturbations or the control cell."""
+    for entry in model.config.fields:
+        for mode in entry.get("decode_modes") or {}:
+            if entry["field_name"] in DIFFERENCES and mode.endswith("regression"):
+                last = list(model.cls.predictions.predictions.head(f"{entry['field_name']}_{mode}").modules())[-1]
+                for weight in last.parameters():
+                    torch.nn.init.zeros_(weight)
 
 
 def _with_local_vectors(entry: dict[str, Any]) -> dict[str, Any]:

@@ -9,16 +9,19 @@ from typing import Any
 import numpy as np
 
 from bmfm_pipeline.batching import BatchingConfig, FieldSpec, ZeroExposure, choose_rows
+from bmfm_pipeline.batching.pairs import LAYERS, SIGNED
 from bmfm_pipeline.config import RunConfig
 from bmfm_pipeline.config.splits import resolve_split
 from bmfm_pipeline.data.label_files import read_label_dict
 from bmfm_pipeline.data.label_ontology import read_allowed
+from bmfm_pipeline.data.perturbations import read_record
 from bmfm_pipeline.data.splits import part_of_each_class, read_split_info
 from bmfm_pipeline.data.store import CellStore
 from bmfm_pipeline.errors import ConfigError, DataError
 from bmfm_pipeline.objectives import ClassTables
 from bmfm_pipeline.storage import localise
 from bmfm_pipeline.training.gene_tables import builder_options
+from bmfm_pipeline.training.perturbed import PerturbedCells
 from bmfm_pipeline.vocabulary import MultiFieldVocabulary
 from bmfm_pipeline.vocabulary.building import READ_DEPTH_TOKENS
 
@@ -56,8 +59,20 @@ class PreparedData:
         info = read_split_info(self.folder)
         return info.get("group") or info.get("made_as", {}).get("group")
 
+    @cached_property
+    def perturbed(self) -> PerturbedCells | None:
+        """What the artefact knows of perturbations; None where it was not made of perturbed cells."""
+        return PerturbedCells.of(self.folder, self.store)
+
     def rows(self, split: str) -> np.ndarray:
-        return self.store.rows_of_split(split, self.split_column)
+        """The cells of a split, int64, ascending; of perturbed data the perturbed ones, for control cells stand beside these."""
+        rows = self.store.rows_of_split(split, self.split_column)
+        return rows if self.perturbed is None else self.perturbed.only(rows)
+
+    @property
+    def gene_columns(self) -> list[str]:
+        """The genes that a batch may show: those of the columns, then targets of perturbations that were not measured."""
+        return [*self.store.var_names, *(self.perturbed.unmeasured if self.perturbed is not None else ())]
 
     def training_rows(self, run: RunConfig) -> np.ndarray:
         """Rows that a run learns from, int64, ascending: of the training split the share data_module.train_fraction, of these as many as
@@ -112,7 +127,7 @@ class PreparedData:
 
     def field_specs(self, run: RunConfig) -> list[FieldSpec]:
         """The fields of `run` as the batch builder takes them."""
-        return field_specs(run, self.vocabularies, self.store.var_names)
+        return field_specs(run, self.vocabularies, self.gene_columns)
 
     def batching_config(self, run: RunConfig) -> BatchingConfig:
         """What the batch builder reads of `run`, for these cells."""
@@ -122,7 +137,14 @@ class PreparedData:
 
     def builder_options(self, run: RunConfig) -> dict[str, Any]:
         """Tables and weights by gene that `run` names, as keyword arguments of the batch builder."""
-        return builder_options(run, self.store.var_names, self.folder / "transforms.json")
+        if run.data_module.sequences is not None:
+            return {"reverse_complement": run.data_module.sequences.reverse_complement}
+        options = builder_options(run, self.gene_columns, self.folder / "transforms.json")
+        if run.predicts_pairs:
+            if self.perturbed is None:
+                read_record(self.folder)  # says what to run
+            options["pairs"] = self.perturbed.table(run)
+        return options
 
     @property
     def _counts(self) -> str | None:
@@ -156,6 +178,24 @@ class PreparedData:
             found[name] = self.store.labels(name, known, column.silent_label_values, separator)
         return found
 
+    def units(self, run: RunConfig) -> dict[str, dict[str, float]]:
+        """{regression column: value_mean and value_scale of the cells that are trained on}, which its head counts in.
+
+        Left out are columns that do not vary, and those whose loss takes the score through a link function.
+        """
+        linked = {entry.get("label_column_name") for entry in run.trainer.losses or [] if entry.get("link_function")}
+        names = [column.label_column_name for column in run.label_columns if column.is_regression_label]
+        found: dict[str, dict[str, float]] = {}
+        if not names:
+            return found
+        labels, rows = self.labels(run), self.training_rows(run)
+        for name in (name for name in names if name not in linked):
+            values = labels[name][rows].astype(np.float64)
+            values = values[np.isfinite(values)]
+            if len(values) and values.std() > 0:
+                found[name] = {"value_mean": float(values.mean()), "value_scale": float(values.std())}
+        return found
+
     def class_tables(self, run: RunConfig) -> dict[str, ClassTables]:
         """Of each label column with classes: training cells of each class, and which classes its ontology puts under which.
 
@@ -177,7 +217,9 @@ class PreparedData:
         tables = {}
         for entry in run.fields:
             vocabulary = self.vocabularies.get(entry.field_name)
-            if vocabulary is not None and not entry.continuous and entry.field_name != "genes":
+            if vocabulary is None or entry.continuous or vocabulary.subwords:
+                continue
+            if entry.field_name != "genes":
                 tables[entry.field_name] = vocabulary.token_values()
         return tables
 
@@ -198,6 +240,8 @@ def field_specs(run: RunConfig, vocabularies: MultiFieldVocabulary, gene_names: 
                 vocab_size=len(vocabulary) if vocabulary else 0,
                 num_special_tokens=vocabulary.n_special if vocabulary else 5,
                 column_ids=vocabulary.ids(gene_names) if is_genes and vocabulary else None,
+                layer=entry.field_name if run.predicts_pairs and entry.field_name in LAYERS else None,
+                signed=entry.field_name in SIGNED,
                 value_ids=vocabulary.value_ids() if vocabulary and not is_genes else None,
                 never_switch=tuple(index for index in vocabulary.ids(READ_DEPTH_TOKENS).tolist() if index)
                 if vocabulary

@@ -11,13 +11,17 @@ EXIT_PREEMPTED = 75  # EX_TEMPFAIL: try again
 
 @dataclass(frozen=True)
 class TrainSpec:
-    """One training. `config` is RunConfig.model_dump(mode="json"); `data` and `init_from` are local folders."""
+    """One training. `config` is RunConfig.model_dump(mode="json"); `data` and `init_from` are local folders.
+
+    `shared` says where a remote workspace keeps a copy of the checkpoints: {"uri", "job": what is told about it there}.
+    """
 
     stage: str
     config: dict[str, Any]
     data: str
     run_dir: str
     init_from: str | None = None
+    shared: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

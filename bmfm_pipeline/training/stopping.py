@@ -3,10 +3,12 @@
 import contextlib
 import ctypes
 import json
+import logging
 import os
 import signal
 import sys
 import threading
+import time
 
 IS_FIRST = int(os.environ.get("RANK", "0")) == 0
 _PR_SET_PDEATHSIG = 1
@@ -15,14 +17,22 @@ _PR_SET_PDEATHSIG = 1
 class StopRequest:
     """Set by SIGTERM or SIGINT, or when the parent's end of the pipe on stdin closes because the parent is gone."""
 
+    asked: float | None = None  # when, by time.monotonic()
+
     def __init__(self):
         self.reason: str | None = None
+
+    def ask(self, reason: str) -> None:
+        """Ask to stop; the first reason is the one that is told."""
+        if self.reason is None:
+            self.asked = time.monotonic()
+        self.reason = self.reason or reason
 
     def watch(self) -> None:
         """Take over SIGTERM and SIGINT; to be repeated after something else has taken them."""
 
         def on_signal(number, frame):
-            self.reason = self.reason or signal.Signals(number).name
+            self.ask(signal.Signals(number).name)
 
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, on_signal)
@@ -33,7 +43,7 @@ class StopRequest:
             with contextlib.suppress(OSError):  # no stdin at all is no parent either
                 while os.read(0, 4096):
                     pass
-            self.reason = self.reason or "the parent process is gone"
+            self.ask("the parent process is gone")
 
         threading.Thread(target=read, daemon=True, name="parent-watch").start()
         if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
@@ -71,3 +81,10 @@ def emit(event: dict, every_process: bool = False) -> None:
 
 def note(text: str) -> None:
     emit({"kind": "note", "message": text})
+
+
+class EventLog(logging.Handler):
+    """Log records as events, so that the parent has each at its level in the log of its run; stderr has them too."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        emit({"kind": "log", "level": record.levelname.lower(), "message": record.getMessage()})

@@ -21,6 +21,7 @@ def validate_once(trainer, module, data, keeping, watchers, average=None) -> boo
             finished = _validate(trainer, module, data, keeping, batches)
         if not finished:
             keeping.save(trainer, module, keeping.last, reason=keeping.stop.reason)
+            keeping.tell_saved(trainer)
             return False
         for watcher in watchers:
             watcher.on_validation_end(trainer, module)

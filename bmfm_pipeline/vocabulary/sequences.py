@@ -29,6 +29,11 @@ class SequenceTokenizer:
         self._tokenizer = Tokenizer.from_file(str(self.folder / FILE))
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
+        own = self.vocabulary.tokens[self.vocabulary.n_special :]
+        self._single = None  # of a vocabulary of single letters: the id of each, looked up at once
+        if all(len(token) == 1 and ord(token) < 256 for token in own):
+            self._single = np.zeros(256, dtype=np.uint32)
+            self._single[[ord(token) for token in own]] = self.vocabulary.ids(own)
 
     def __reduce__(self):
         return SequenceTokenizer, (self.folder, self.upper_case)
@@ -38,6 +43,16 @@ class SequenceTokenizer:
         texts = [text.upper() for text in sequences] if self.upper_case else list(sequences)
         found = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         return [np.array(entry.ids, dtype=np.int64) for entry in found]
+
+    def encode(self, letters: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(ids uint32, how many each sequence has int64) of sequences one after the other: letters uint8, starts int64 (n + 1,)."""
+        if self._single is not None:
+            capitals = letters - 32 * ((letters >= ord("a")) & (letters <= ord("z"))) if self.upper_case else letters
+            return self._single[capitals], np.diff(starts)
+        whole = letters.tobytes().decode("latin-1")
+        found = self.ids([whole[a:b] for a, b in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True)])
+        lengths = np.array([len(entry) for entry in found], dtype=np.int64)
+        return np.concatenate([*found, np.zeros(0, np.int64)]).astype(np.uint32), lengths
 
     def batch(
         self,

@@ -153,7 +153,8 @@ class Vocabulary:
             if token.get("special") and token["content"] not in ("[S]", "[T]")
         }
         n_special = next((index for index in range(len(tokens)) if index not in special), len(tokens))
-        return cls(tokens, max(n_special, len(SPECIAL_TOKENS)), stored["model"].get("type", "WordLevel") != "WordLevel")
+        whole = stored["model"].get("type", "WordLevel") == "WordLevel" and not stored.get("pre_tokenizer")
+        return cls(tokens, max(n_special, len(SPECIAL_TOKENS)), not whole)
 
     @classmethod
     def _leading_special(cls, tokens: list[str]) -> "Vocabulary":

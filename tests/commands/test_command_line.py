@@ -105,7 +105,7 @@ def test_words_that_mean_nothing_are_refused(arguments, said, capsys):
         (["plan", "zheng68k-mini", "seeds=1"], "seeds=1: a spread needs 2 seeds or more"),
         (["plan", "zheng68k-mini", "parallel=2"], "parallel=2: is about several trainings"),
         (["plan", "zheng68k-mini", "seeds=2", "parallel=0"], "parallel=0: must be a whole number from 1"),
-        (["plan", "zheng68k-mini", "task=perturbation"], "task=perturbation: this version predicts labels of cells"),
+        (["plan", "zheng68k-mini", "task=perturb"], "task=perturb: must be perturbation, or label"),
         (["pretrain"], "pretrain: name a dataset"),
         (["finetune", "zheng68k-mini", "model.checkpoint=latest"], "no pretrain artefact of zheng68k-mini"),
         (["evaluate", "zheng68k-mini", "task.checkpoint=/nowhere"], "/nowhere"),

@@ -136,9 +136,9 @@ STRANGERS = {
     "page": (lambda path: path.write_bytes(b"\n<!DOCTYPE html><html>"), "is a page of a website"),
     "pointer": (lambda path: path.write_bytes(b"version https://git-lfs.github.com/spec/v1\n"), "run `git lfs pull`"),
     "text": (lambda path: path.write_bytes(b"gene,cell1,cell2\n"), "is not a readable h5ad (HDF5) file"),
-    "10x": (_tenx, "is an h5 file of 10x Cell Ranger; write an h5ad: import scanpy; scanpy.read_10x_h5("),
-    "loom": (_loom, "is a loom file"),
-    "mudata": (_mudata, "is a MuData file"),
+    "10x": (_tenx, "is a .h5 file by what it holds, and an h5ad by its name; rename it to end in .h5"),
+    "loom": (_loom, "is a .loom file by what it holds"),
+    "mudata": (_mudata, "is a .h5mu file by what it holds"),
 }
 
 
@@ -147,6 +147,35 @@ def test_what_is_no_h5ad_is_named(name, capsys, tmp_path):
     write, said = STRANGERS[name]
     write(tmp_path / "cells.h5ad")
     assert said in refusal(capsys, tmp_path / "cells.h5ad")
+
+
+def test_a_table_is_read_as_what_it_holds(capsys, tmp_path):
+    path = tmp_path / "cells.csv"
+    path.write_text(
+        "cell,celltype,ACTB,CD3D,CD19\n" + "".join(f"c{row},{'TB'[row % 2]},{row},1,0\n" for row in range(8))
+    )
+    lines = screen(capsys, path)
+    assert lines[0].startswith(f"{path}: 8 cells x 3 genes")
+    assert (
+        lines[1]
+        == "read as    table; rows are cells, by the names of the columns; columns that describe cells: celltype"
+    )
+    assert lines[-1] == f"run it: bmfm run {path} label=celltype"
+
+
+def test_a_folder_of_files_is_one_dataset(mini_h5ad, capsys, tmp_path):
+    for name in "ab":
+        (tmp_path / f"{name}.h5ad").write_bytes(mini_h5ad.read_bytes())
+    (tmp_path / "c.h5ad").write_bytes(mini_h5ad.read_bytes()[:2000])
+    lines = screen(capsys, tmp_path)
+    assert lines[0] == f"{tmp_path}: 3 files, 1,400 cells, 765 gene names in all, 765 in every file"
+    assert lines[1].split()[:5] == ["a", "h5ad", "700", "cells", "x"] and lines[3].split()[1:] == [
+        "cannot",
+        "be",
+        "read",
+    ]
+    assert any("700 cell names are in several files" in line for line in lines)
+    assert lines[-1] == f"run it: bmfm run {tmp_path} data_module.transform_kwargs.cell_names=prefix"
 
 
 def test_a_folder_is_no_file(capsys, tmp_path):

@@ -4,6 +4,7 @@ import pytest
 
 from bmfm_pipeline.config import compose, list_entries, load_entry
 from bmfm_pipeline.config.catalogue import FOLDER, DatasetEntry, default_transforms
+from bmfm_pipeline.config.splits import resolve_split
 from bmfm_pipeline.errors import ConfigError
 
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
@@ -18,7 +19,7 @@ def test_all_files_of_the_folder_are_entries():
 class TestEveryEntry:
     def test_it_loads_under_the_name_of_its_file(self, name):
         entry = load_entry(name)
-        assert entry.name == name and entry.title and entry.citation and entry.transforms
+        assert entry.name == name and entry.title and entry.citation and (entry.transforms or entry.kind == "dna")
 
     def test_it_says_where_its_cells_come_from(self, name):
         source = load_entry(name).source
@@ -79,7 +80,7 @@ def test_a_data_module_of_bmfm_targets_stands_for_its_dataset():
 def test_a_dataset_with_a_split_of_its_own_is_split_by_it():
     run = compose("fine_tune_train_config", ["dataset=multiple_sclerosis"])
     assert run.data_module.transform_kwargs.split_column_name == "split_cross"
-    assert run.data_module.transform_kwargs.input_values == "any"
+    assert run.data_module.transform_kwargs.input_values == "log_normalised"
 
 
 def test_what_is_written_wins_over_the_entry():
@@ -114,3 +115,92 @@ def test_a_time_zone_that_does_not_exist_is_refused():
     entry = load_entry("zheng68k").model_dump()
     with pytest.raises(ValueError, match="Middle/Earth"):
         DatasetEntry.model_validate(entry | {"evaluate_schedule": {"cron": "0 3 * * 1", "timezone": "Middle/Earth"}})
+
+
+TRANSFORM = "data_module.transform_kwargs"
+
+
+def split_of(*words: str) -> dict:
+    run = compose("fine_tune_train_config", ["dataset=scp1884", *words])
+    return resolve_split(run).made_with()
+
+
+def test_a_rule_of_the_dataset_splits_it_and_takes_other_shares():
+    assert (split_of()["method"], split_of()["group"]) == ("stratified_group", "donor_id")
+    shares = split_of(f"{TRANSFORM}.split.weights={{train: 0.6, dev: 0.2, test: 0.2}}")
+    assert shares["group"] == "donor_id" and shares["weights"]["train"] == 0.6
+
+
+@pytest.mark.parametrize(
+    ("word", "method"),
+    [
+        (f"{TRANSFORM}.split.group=null", "stratified"),
+        (f"{TRANSFORM}.split.method=random", "random"),
+        (f"{TRANSFORM}.split_column_name=fold", "column"),
+        (f"{TRANSFORM}.split.n_folds=5", "kfold"),
+    ],
+)
+def test_another_split_that_is_written_replaces_the_rule(word, method):
+    found = split_of(word)
+    assert found["method"] == method and "group" not in found
+
+
+def test_words_of_a_split_column_are_mapped_by_the_entry():
+    run = compose("fine_tune_train_config", ["dataset=sciplex3"])
+    found = resolve_split(run).made_with()
+    assert found["from_column"] == "split_random" and found["mapping"] == {
+        "train": "train",
+        "test": "dev",
+        "ood": "test",
+    }
+
+
+def test_genes_and_batches_are_as_the_entry_says_and_as_is_written():
+    run = compose("fine_tune_train_config", ["dataset=onek1k", f"{TRANSFORM}.gene_names.min_share_of_counts=0.2"])
+    names = run.data_module.transform_kwargs.gene_names
+    assert (names.table, names.min_share_of_counts) == ("hgnc", 0.2)
+    run = compose("fine_tune_train_config", ["dataset=onek1k", f"{TRANSFORM}.gene_names.table=null"])
+    assert run.data_module.transform_kwargs.gene_names.table is None
+    assert compose("test_config", ["dataset=sceval"]).evaluation.batch_column == "batch"
+    assert compose("test_config", ["dataset=sceval", "evaluation.batch_column=lab"]).evaluation.batch_column == "lab"
+
+
+def test_another_file_of_a_dataset_is_looked_for_in_its_folder(monkeypatch):
+    word = f"{TRANSFORM}.source_h5ad_file_name=other.h5ad"
+    monkeypatch.delenv("BMFM_TARGETS_SCEVAL_DATA", raising=False)
+    assert compose("fine_tune_train_config", ["dataset=sceval", word]).data_module.data_dir is None
+    monkeypatch.setenv("BMFM_TARGETS_SCEVAL_DATA", "/atlases")
+    assert compose("fine_tune_train_config", ["dataset=sceval", word]).data_module.data_dir == "/atlases"
+
+
+class TestLogNormalisedInput:
+    WORD = f"{TRANSFORM}.input_values=log_normalised"
+
+    def steps(self, *words: str) -> list[str]:
+        run = compose("fine_tune_train_config", list(words))
+        return [step.transform_name for step in run.data_module.transform_kwargs.transforms]
+
+    def test_the_default_chains_leave_out_what_was_done_already(self):
+        own = ["dataset=null", f"{TRANSFORM}.source_h5ad_file_name=/d/cells.h5ad"]
+        for words in (own, ["dataset=zheng68k"]):
+            before, after = self.steps(*words), self.steps(*words, self.WORD)
+            assert [name for name in before if name not in after] == ["NormalizeTotalTransform", "LogTransform"]
+
+    @pytest.mark.parametrize("name", ["NormalizeTotalTransform", "LogTransform"])
+    def test_a_step_that_would_do_it_again_is_refused(self, name):
+        words = [self.WORD, f"{TRANSFORM}.transforms=[{{transform_name: {name}}}]"]
+        with pytest.raises(ConfigError, match=f"transforms.0: {name} would normalise a second time"):
+            compose("fine_tune_train_config", words)
+
+    def test_reads_cannot_be_drawn_from_logarithms(self):
+        with pytest.raises(ConfigError, match="draws reads, and log-normalised values"):
+            compose("fine_tune_train_config", [self.WORD, "data_module.rda_transform=downsample"])
+
+
+def test_an_entry_names_classes_of_its_label_columns_and_one_split():
+    entry = load_entry("scp1884").model_dump()
+    with pytest.raises(ValueError, match="classes are given for other, which is none of label_columns"):
+        DatasetEntry.model_validate(entry | {"classes": {"other": 3}})
+    with pytest.raises(ValueError, match="both say how cells are split"):
+        DatasetEntry.model_validate(entry | {"split_column_name": "fold"})
+    assert load_entry("scp1884").n_classes("Celltype") == 68 and load_entry("zheng68k").n_classes("celltype") == 11

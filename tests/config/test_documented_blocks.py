@@ -47,6 +47,7 @@ def test_the_document_shows_every_section():
     if not DOCUMENTATION.exists():
         pytest.skip("docs/configuration.md is not here")
     expected = {"seed", "fields", "label_columns", "data_module", "tokenizer", "model", "trainer", "task", "evaluation"}
+    expected.add("promotion")
     assert {section.split(".")[0] for section, _, _ in _rows()} == expected
 
 
@@ -96,7 +97,16 @@ def test_all_losses_are_documented():
 
 # What a run notes down about itself: nobody writes these.
 OF_THE_PROGRAM = {"preset_used", "sizes_from_checkpoint", "notes"}
-PAGES = ("configuration.md", "splits.md", "gene-names.md", "datasets.md", "weights.md", "interpreting.md")
+PAGES = (
+    "configuration.md",
+    "splits.md",
+    "gene-names.md",
+    "datasets.md",
+    "weights.md",
+    "interpreting.md",
+    "perturbation.md",
+    "dna.md",
+)
 
 
 def _keys(model, section: str = "") -> list[tuple[str, str]]:

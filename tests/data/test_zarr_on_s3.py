@@ -40,6 +40,7 @@ def test_rows_come_from_the_bucket_and_only_as_many_chunks_as_they_need(zarr_on_
 def test_broken_connections_and_what_is_missing(zarr_on_s3, s3, monkeypatch, caplog):
     uri, matrix = zarr_on_s3
     monkeypatch.setattr(remote, "_FIRST_WAIT", 0.02)
+    monkeypatch.setenv("BMFM_RETRIES", "3")
     with pytest.raises(StorageError, match=r"no.zarr: .*no zarr group"):
         open_store(f"{s3.uri}/no.zarr")
     with Proxy(s3.server, cut_after=700, cuts=2) as proxy:

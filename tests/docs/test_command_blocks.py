@@ -82,7 +82,7 @@ class Place:
         text = "\n".join(self.smaller(line) for line in block.splitlines())
         environment = self.environment
         if "prefect worker" in block:  # a flow runs where the flows are installed: in the checkout that is tested
-            environment = environment | {"BMFM_WORKSPACE": str(self.folder / "of-workers" / "workspace")}
+            environment = environment | {"BMFM_WORKSPACE": str(self.folder / "workspace")}
         process = subprocess.Popen(
             ["bash", "-e", "-o", "pipefail", "-c", text],
             cwd=self.folder, env=environment, text=True, start_new_session=True,
@@ -96,8 +96,6 @@ class Place:
             reading.join(0.5)
             shown = "".join(lines)  # not what workers say when their server is stopped
         finally:
-            if "prefect server start" in block:
-                subprocess.run(["prefect", "server", "stop"], env=self.environment, capture_output=True, check=False)
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGTERM)
             reading.join(30)

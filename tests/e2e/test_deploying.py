@@ -24,7 +24,7 @@ LAB = {
     "evaluate_schedule": {"cron": "0 4 * * *", "timezone": "Europe/Berlin", "active": True},
     "automations": {"finetune_on": ["regressed"], "notify_on": ["regressed", "failed"]},
 }
-FLOWS = ("preprocess", "pretrain", "finetune", "evaluate", "interpret", "pipeline")
+FLOWS = ("preprocess", "pretrain", "finetune", "evaluate", "reevaluate", "interpret", "pipeline")
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +124,37 @@ def regress(client, finetuning, hook, wait_for):
     assert (said["event"], said["dataset"]) == ("bmfm.reevaluate.regressed", "lab")
 
 
+def fail(server, client, hook, wait_for):
+    """A run of a deployment that fails is told to the webhook, with the reason and where to look."""
+    hook.clear()
+    wrong = {"parameters": {"target": "lab", "overrides": ["data_module.max_lenght=1"]}}
+    made = client.read_deployment_by_name("preprocess/lab")
+    run = client.create_flow_run_from_deployment(made.id, parameters=wrong)
+    wait_for(lambda: hook, 90, "the notification of a failed run")
+    ended = client.read_flow_run(run.id)
+    ((path, text),) = hook
+    said = json.loads(text)
+    assert path == "/planted-secret" and (said["event"], said["dataset"]) == ("prefect.flow-run.Failed", "lab")
+    assert said["text"] == f"bmfm: {ended.name} ended Failed: {ended.state.message}"
+    assert said["flow_run"].startswith(server.page) and str(run.id) in said["flow_run"]
+
+
+def test_the_doctor_sees_pools_workers_and_a_pause(client):
+    from prefect.client.schemas.actions import WorkPoolUpdate
+
+    from flows import checkup
+
+    found = {name: (status, said, mend) for name, status, said, mend in checkup.check()}
+    assert found["Prefect"][0] == found["Prefect server"][0] == found["pool cpu"][0] == "ok"
+    assert found["pool cpu"][1].endswith("1 worker online") and "Prefect telemetry" not in found
+    client.update_work_pool("cpu", WorkPoolUpdate(is_paused=True))
+    try:
+        paused = next(row for row in checkup.check() if row[0] == "pool cpu")
+    finally:
+        client.update_work_pool("cpu", WorkPoolUpdate(is_paused=False))
+    assert paused[1] == "warn" and paused[3] == "prefect work-pool resume cpu"
+
+
 def test_a_second_run_changes_nothing_and_says_so(server, deploy):
     done = server.machine.run("bmfm", "deploy")
     assert done.returncode == 0, done.stderr
@@ -145,7 +176,7 @@ def test_a_dry_run_shows_what_is_missing_and_leaves_it_missing(deploy, lab, clie
 
 
 def test_a_dataset_of_the_catalogue_gets_deployments_and_automations_that_work_and_loses_them_with_its_yaml(
-    deploy, lab, hook, client, monkeypatch, wait_for
+    server, deploy, lab, hook, client, monkeypatch, wait_for
 ):
     lab()
     made = deploy()
@@ -156,6 +187,7 @@ def test_a_dataset_of_the_catalogue_gets_deployments_and_automations_that_work_a
     assert "bmfm-managed" in found.tags
     assert "planted-secret" not in json.dumps(made)
     regress(client, found, hook, wait_for)
+    fail(server, client, hook, wait_for)
 
     flow = client.create_flow_from_name("finetune")
     by_hand = client.create_deployment(flow, "by-hand", entrypoint="flows/finetune.py:finetune")
@@ -221,22 +253,23 @@ def test_a_pool_has_a_limit_of_its_own_and_a_type_that_stays(deploy, client):
         deploy(pool_types={"gqu": "docker"}, dry_run=True)
 
 
-def test_a_stage_of_a_pipeline_runs_in_the_pipelines_own_place_where_its_pool_is_full(deploy, client):
+def test_a_pipeline_waits_in_the_pool_cpu_and_takes_no_second_place_of_its_own_pool(deploy, client):
     from prefect.context import FlowRunContext
-    from prefect.states import Running
+    from prefect.exceptions import ObjectNotFound
 
-    from flows.pipeline import _has_room
+    from flows.parameters import PipelineParameters
+    from flows.pipeline import _pool_of, _runs_in_own_place, _uses_pools
 
-    pipeline = client.create_flow_run_from_deployment(client.read_deployment_by_name("pipeline/zheng68k").id)
-    client.set_flow_run_state(pipeline.id, Running(), force=True)
+    deployed = client.read_deployment_by_name("pipeline/zheng68k")
+    pipeline = client.create_flow_run_from_deployment(deployed.id)
     try:
-        taken = client.read_work_pool_concurrency_status("gpu").active_slots
+        assert pipeline.work_pool_name == "cpu"
         with FlowRunContext.model_construct(flow_run=client.read_flow_run(pipeline.id)):
-            deploy(gpus=taken)
-            assert not _has_room("pretrain/zheng68k")
-            assert _has_room("preprocess/zheng68k")
-            deploy(gpus=taken + 1)
-            assert _has_room("pretrain/zheng68k")
+            assert _runs_in_own_place("preprocess/zheng68k")
+            assert not _runs_in_own_place("pretrain/zheng68k")
+            assert _uses_pools(PipelineParameters(pools=True)) and not _uses_pools(PipelineParameters(pools=False))
+        assert not _uses_pools(PipelineParameters()), "a run that no worker has started trains by itself"
+        with pytest.raises(ObjectNotFound):
+            _pool_of("pretrain/nobodys")
     finally:
         client.delete_flow_run(pipeline.id)
-        deploy(gpus=GPUS)

@@ -36,9 +36,23 @@ class Run:
         return json.loads(self.out.splitlines()[-1])
 
 
+# What a lab has in its environment, and nobody may find in what a run leaves.
+SECRETS = {
+    "AWS_ACCESS_KEY_ID": "AKIAPLANTEDPLANTED01",
+    "AWS_SECRET_ACCESS_KEY": "planted-aws-secret-0001",
+    "AWS_SESSION_TOKEN": "planted-aws-session-0002",
+    "HF_TOKEN": "hf_plantedplantedplantedplantedplanted",
+    "PREFECT_API_KEY": "pnu_plantedplantedplantedplanted",
+    "MLFLOW_TRACKING_USERNAME": "recorder",
+    "MLFLOW_TRACKING_PASSWORD": "planted-mlflow-password-0003",
+    "BMFM_NOTIFY_URL": "https://hooks.example.org/services/planted-webhook-token-0004",
+}
+IN_THE_ADDRESS = "planted-password-in-the-address-0005"
+
+
 @pytest.fixture(scope="module")
 def machine(make_machine):
-    return make_machine("alone")
+    return make_machine("alone", **SECRETS)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +81,8 @@ def repaired(machine, words, first, again) -> Run:
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    return Run(machine.run("bmfm", *words, MLFLOW_TRACKING_URI=DEAD))
+    address = DEAD.replace("://", f"://recorder:{IN_THE_ADDRESS}@")
+    return Run(machine.run("bmfm", *words, MLFLOW_TRACKING_URI=address))
 
 
 @pytest.fixture(scope="module")
@@ -380,3 +395,34 @@ def test_cells_without_labels_are_pretrained_and_their_masked_values_predicted_b
 def test_prefect_shows_the_stage_without_labels_as_skipped(machine, resumed):
     found = rows(machine, "select state_name, state_type from task_run where name = 'finetune: skipped'")
     assert [tuple(row) for row in found] == [("Skipped", "COMPLETED")]
+
+
+# Secrets
+
+
+def test_no_secret_is_in_anything_that_was_said_or_written(
+    machine, first, again, repaired, refused, terminated, resumed
+):
+    """Terminal, artefacts with their configs and reports, run folders, logs, both databases, records that wait for MLflow."""
+    planted = [value for name, value in SECRETS.items() if not name.endswith("USERNAME")]
+    planted += [IN_THE_ADDRESS, "planted-webhook-token-0004"]
+    said = "".join(run.out + run.err for run in (first, again, repaired, refused, terminated[0], resumed))
+    assert not [secret for secret in planted if secret in said]
+    found, looked = set(), set()
+    for file in machine.folder.rglob("*"):
+        if file.is_file() and not file.is_symlink():
+            content = file.read_bytes()
+            looked.add(file.name)
+            found |= {
+                (str(file.relative_to(machine.folder)), secret) for secret in planted if secret.encode() in content
+            }
+    assert not found
+    expected = {"artefact.json", "run_config.json", "report.html", "pipeline_report.html", "job.json"}
+    assert expected | {"mlflow.db", "prefect.db", "server.log", "config.json"} <= looked
+
+
+def test_a_secret_in_an_override_is_refused_before_anything_keeps_it(machine, words, first):
+    secret = "s3://recorder:planted-in-an-override-0006@bucket/model"
+    run = Run(machine.run("bmfm", *words, f"model.checkpoint={secret}"))
+    assert run.code == 2 and "model.checkpoint: holds a password, a key or a signed address" in run.err
+    assert "planted-in-an-override" not in run.out + run.err

@@ -1,8 +1,7 @@
-"""Deployments on a real Prefect server with workers: what a person starts, what is refused, what survives a kill."""
+"""Deployments on a real Prefect server with workers: what a person starts, what is refused, what it shows."""
 
 import json
 import re
-import signal
 from pathlib import Path
 
 import pytest
@@ -21,7 +20,7 @@ def pretraining(server):
 @pytest.fixture(scope="module")
 def pipelining(server, pretraining, tiny_model) -> str:
     """The id of a run of the whole chain, a worker per stage, that goes on beside the pretraining."""
-    return server.create_run("pipeline/zheng68k-mini", pools=True, max_steps=4, overrides=tiny_model)
+    return server.create_run("pipeline/zheng68k-mini", max_steps=4, overrides=tiny_model)
 
 
 @pytest.fixture(scope="module")
@@ -30,13 +29,6 @@ def pretrained(server, pretraining, finished) -> str:
     done = finished(pretraining, 600)
     assert done.returncode == 0, done.stdout + done.stderr
     return re.search(r"UUID: (\S+)", done.stdout)[1]
-
-
-@pytest.fixture(scope="module")
-def tiny(tiny_model) -> dict:
-    """Parameters of a training that lasts long enough to be killed, and keeps a checkpoint every few steps."""
-    often = ["task.checkpoints_every_n_train_steps=5", "task.log_every_n_steps=1"]
-    return {"max_steps": 300, "overrides": [*tiny_model, *often]}
 
 
 def test_the_checkout_stays_clean_after_deploying(server, pipelining):
@@ -89,6 +81,9 @@ def test_the_page_of_the_run_has_tables_links_and_progress(server, pretrained):
     assert found["pretrain-summary"]["type"] == "table"
     assert found["pretrain-train-progress"]["data"] == 100
     mlflow = next(tag for tag in server.flow_run(pretrained)["tags"] if tag.startswith("mlflow-run:"))
+    course = found["pretrain-train-course"]["data"]
+    assert "![train/loss" in course and "data:image/svg+xml;base64," in course and "| best validation loss |" in course
+    assert f"/runs/{mlflow.removeprefix('mlflow-run:')})" in course, "the link to the run in MLflow"
     links = [found["preprocess-mlflow-run"]["data"], found["pretrain-mlflow-run"]["data"]]
     assert any(mlflow.removeprefix("mlflow-run:") in link for link in links)
 
@@ -101,7 +96,7 @@ def test_what_is_there_already_is_shown_as_cached(server, pretrained):
     assert [task["state_name"] for task in server.task_runs(run)] == ["Cached", "Cached"]
 
 
-def test_a_pipeline_with_pools_runs_each_stage_on_its_pool_under_one_mlflow_run(server, pipelining):
+def test_a_deployed_pipeline_runs_each_stage_on_its_pool_under_one_mlflow_run(server, pipelining):
     from mlflow import MlflowClient
 
     ended = server.wait_until_final(pipelining, 300)
@@ -109,7 +104,10 @@ def test_a_pipeline_with_pools_runs_each_stage_on_its_pool_under_one_mlflow_run(
     started = server.runs_under(pipelining)
     flows = [server.ask(f"flows/{each['flow_id']}")["name"] for each in started]
     assert flows == STAGES
-    assert [each["work_pool_name"] for each in started] == ["cpu", "gpu", "gpu", "gpu"]
+    assert [each["work_pool_name"] for each in started] == [None, "gpu", "gpu", "gpu"], (
+        "the first in the place of the pipeline"
+    )
+    assert ended["work_pool_name"] == "cpu"
     assert {each["state_name"] for each in started} == {"Completed"}
 
     client = MlflowClient(f"sqlite:///{server.machine.state / 'mlflow.db'}")
@@ -117,58 +115,12 @@ def test_a_pipeline_with_pools_runs_each_stage_on_its_pool_under_one_mlflow_run(
     mlflow = {each.data.tags["prefect.flow_run_id"]: each for each in runs}
     assert {mlflow[each["id"]].data.tags["mlflow.parentRunId"] for each in started} == {mlflow[pipelining].info.run_id}
     assert "celltype/accuracy" in mlflow[pipelining].data.metrics
-
-
-def kill_while_training(server, run: str, wait_for, choose, sent=signal.SIGKILL) -> int:
-    """End one process of a run, once it has trained and kept a checkpoint; returns the step of the checkpoint."""
-
-    def checkpoint() -> list[Path]:
-        children = [process for process in server.machine.training_children() if run in str(process.environ())]
-        files = list(server.machine.workspace.glob("runs/*/training/checkpoints/last.ckpt"))
-        return children and [file for file in files if file.stat().st_mtime > children[0].create_time()]
-
-    try:
-        (kept,) = wait_for(checkpoint, 120, "a checkpoint", every=0.05)
-    except BaseException:
-        print(server.flow_run(run)["state"], server.logs(run))
-        raise
-    choose(server, run).send_signal(sent)
-    return json.loads(kept.with_name("last.ckpt.json").read_text())["step"]
-
-
-def training_child(server, run: str):
-    return next(process for process in server.machine.training_children() if run in str(process.environ()))
-
-
-def flow_run_process(server, run: str):
-    """The process that the worker started for the run: the parent of its training child."""
-    return training_child(server, run).parent()
-
-
-def test_a_run_that_is_killed_goes_on_from_its_checkpoint_when_started_again_and_by_itself_when_only_asked_to_stop(
-    server, pretrained, tiny, wait_for
-):
-    first = server.create_run("pretrain/zheng68k-mini", **tiny)
-    before = kill_while_training(server, first, wait_for, training_child)
-    ended = server.wait_until_final(first, 60)
-    assert ended["state_name"] == "Failed"
-    assert "ended by SIGKILL" in ended["state"]["message"]
-    assert "again to resume" in ended["state"]["message"]
-
-    second = server.create_run("pretrain/zheng68k-mini", **tiny)
-    kill_while_training(server, second, wait_for, flow_run_process)
-    assert server.wait_until_final(second, 60)["state_name"] == "Crashed"
-    wait_for(lambda: not server.machine.training_children(), 30, "the training to notice that its parent is gone")
-
-    third = server.create_run("pretrain/zheng68k-mini", **tiny)
-    kill_while_training(server, third, wait_for, training_child, signal.SIGTERM)
-    ended = server.wait_until_final(third, 180)
-    assert ended["state_name"] == "Completed", ended["state"]["message"]
-    (training,) = [task for task in server.task_runs(third) if task["name"] == "pretrain: train"]
-    assert training["run_count"] == 2
-    resumed = [int(step) for step in re.findall(r"resuming from last.ckpt at step (\d+)", server.logs(third))]
-    assert len(resumed) == 2
-    assert before < resumed[0] < resumed[1] < 300
+    there = f"[Run in Prefect]({server.page}/flow-runs/flow-run/{pipelining})"
+    assert mlflow[pipelining].data.tags["mlflow.note.content"].startswith(there), "and back"
+    evaluated = {artifact["key"]: artifact["data"] for artifact in server.artifacts(started[-1]["id"])}
+    assert evaluated["evaluate-figures"].count("data:image/svg+xml;base64,") >= 5
+    assert "*confusion of celltype*" in evaluated["evaluate-figures"]
+    assert "/artifacts/report.html)" in evaluated["evaluate-figures"], "the report where a browser can open it"
 
 
 def test_what_deployments_name_is_known_when_a_workspace_is_cleaned(server, tmp_path, monkeypatch):

@@ -43,7 +43,7 @@ class Page(HTMLParser):
     def handle_data(self, data):
         self.words.append(data)
         if self.in_cell:
-            self.rows[-1][-1] += data.strip()
+            self.rows[-1][-1] += (" " if data.startswith("[") else "") + data.strip()  # bounds stand apart
 
 
 def predictions(names, n=200, seed=0, strength=0.4):

@@ -7,12 +7,13 @@ import pytest
 import yaml
 
 from bmfm_pipeline.config import list_entries
+from bmfm_pipeline.config.suites import list_suites
 from flows import deployments
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT = yaml.safe_load((ROOT / "deployments" / "prefect.yaml").read_text())
 DEPLOYED = {(entry["tags"][1], entry["name"]): entry for entry in DOCUMENT["deployments"]}
-FLOWS = ("preprocess", "pretrain", "finetune", "evaluate", "interpret", "pipeline")
+FLOWS = ("preprocess", "pretrain", "finetune", "evaluate", "reevaluate", "interpret", "pipeline")
 
 
 def test_the_committed_file_is_what_the_catalogue_renders():
@@ -23,7 +24,9 @@ def test_the_committed_file_is_what_the_catalogue_renders():
 def test_every_flow_is_deployed_for_every_dataset_that_is_marked_for_it():
     marked = [entry.name for entry in list_entries() if entry.deployed]
     of_datasets = {(flow, name) for flow in FLOWS for name in marked}
-    assert set(DEPLOYED) == of_datasets | {("predict", "file")} and "zheng68k" in marked
+    of_suites = {("benchmark", suite.name) for suite in list_suites() if suite.deployed}
+    assert set(DEPLOYED) == of_datasets | of_suites | {("predict", "file")}
+    assert "zheng68k" in marked and ("benchmark", "demo") in of_suites
     assert len(DEPLOYED) == len(DOCUMENT["deployments"])
 
 
@@ -36,7 +39,8 @@ def test_a_deployment_names_a_flow_of_its_file_and_its_own_dataset(key):
     assert any("flow" in ast.unparse(decorator) for decorator in flow.decorator_list)
     assert function == key[0]
     # What predicts the cells of any file has nothing to begin with: its form asks for model, file and folder.
-    assert entry.get("parameters") == (None if key[0] == "predict" else {"parameters": {"target": key[1]}})
+    about = {"benchmark": "suite"}.get(key[0], "target")
+    assert entry.get("parameters") == (None if key[0] == "predict" else {"parameters": {about: key[1]}})
     assert entry["enforce_parameter_schema"] is True
     assert entry["description"]
 
@@ -44,14 +48,15 @@ def test_a_deployment_names_a_flow_of_its_file_and_its_own_dataset(key):
 @pytest.mark.parametrize("key", DEPLOYED, ids="/".join)
 def test_preprocessing_goes_to_the_cpu_pool_and_whatever_runs_a_model_to_the_gpu_pool(key):
     entry = DEPLOYED[key]
-    assert entry["work_pool"] == {"name": "cpu" if key[0] == "preprocess" else "gpu"}
+    # A pipeline only waits for its stages, and must not hold a GPU meanwhile.
+    assert entry["work_pool"] == {"name": "cpu" if key[0] in ("preprocess", "pipeline") else "gpu"}
     # A limit of a deployment is a lease: a server that is away for minutes would end the training that holds it.
     assert "concurrency_limit" not in entry
 
 
-def test_zheng68k_is_evaluated_every_monday_once_somebody_turns_the_schedule_on():
+def test_zheng68k_is_evaluated_again_every_monday_once_somebody_turns_the_schedule_on():
     scheduled = {key: entry["schedules"] for key, entry in DEPLOYED.items() if "schedules" in entry}
-    assert scheduled == {("evaluate", "zheng68k"): [{"cron": "0 3 * * 1", "timezone": "UTC", "active": False}]}
+    assert scheduled == {("reevaluate", "zheng68k"): [{"cron": "0 3 * * 1", "timezone": "UTC", "active": False}]}
 
 
 def test_the_file_is_of_the_version_of_prefect_that_the_project_installs():

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-FLOWS = ("preprocess", "pretrain", "finetune", "evaluate", "interpret", "pipeline")
+FLOWS = ("preprocess", "pretrain", "finetune", "evaluate", "reevaluate", "interpret", "pipeline")
 QUESTION = """
 import importlib, json, logging, sys
 from flows import deployments, local, parameters
@@ -28,18 +28,23 @@ for stage, steps in STEPS.items():
 for error in (Preempted("stopped"), TrainingError("broken"), OSError("full")):
     answer["again"][type(error).__name__] = _was_preempted(None, None, Failed(data=error))
 
-def away(**artifact):
+def away(**how):
     raise OSError("server away")
 
-from flows import pages
+from flows import progress
 said, relayed = [], []
-pages.create_progress_artifact = away
+progress.get_client = away
 log = logging.getLogger("run")
-log.addFilter(lambda record: said.append(record.getMessage()))
+log.addFilter(lambda record: said.append([record.levelname, record.getMessage()]))
 log.setLevel(logging.INFO)
-pages.get_run_logger = lambda: log
-page = pages.ProgressPage("pretrain-train-progress", relayed.append)
-for event in ({"kind": "note", "message": "begun"}, {"kind": "progress", "step": 3, "max_steps": 4, "loss": 0.5}):
+progress.get_run_logger = lambda: log
+page = progress.ProgressPage("pretrain-train", relayed.append)
+for event in (
+    {"kind": "note", "message": "begun"},
+    {"kind": "log", "level": "warning", "message": "look"},
+    {"kind": "progress", "step": 3, "max_steps": 4, "loss": 0.5},
+    {"kind": "error", "message": "what the state of the run says already"},
+):
     page(event)
 answer["away"] = {"said": said, "relayed": [event["kind"] for event in relayed]}
 print(json.dumps(answer))
@@ -91,11 +96,11 @@ def test_training_is_tried_again_after_a_stop_and_not_after_an_error(seen):
 
 
 def test_a_server_that_is_away_does_not_end_the_work_whose_progress_it_should_show(seen):
-    assert seen["away"]["relayed"] == ["note", "progress"]
-    begun, warned, line = seen["away"]["said"]
-    assert begun == "begun"
-    assert warned == "Prefect's server does not take the progress (server away); the work goes on"
-    assert line == " 75 %  step 3, max_steps 4, loss 0.5"
+    assert seen["away"]["relayed"] == ["note", "log", "progress", "error"]
+    begun, look, warned, line = seen["away"]["said"][:4]
+    assert begun == ["INFO", "begun"] and look == ["WARNING", "look"], "levels are kept"
+    assert warned == ["WARNING", "Prefect's server does not take the progress (server away); the work goes on"]
+    assert line == ["INFO", " 75 %  step 3 of 4, loss 0.500"]
 
 
 def test_forms_and_deployments_are_imported_without_prefect(seen):

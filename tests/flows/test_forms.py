@@ -15,6 +15,7 @@ from flows.parameters import (
     PipelineParameters,
     PreprocessParameters,
     PretrainParameters,
+    ReevaluateParameters,
 )
 
 FORMS = {
@@ -22,6 +23,7 @@ FORMS = {
     "pretrain": PretrainParameters,
     "finetune": FinetuneParameters,
     "evaluate": EvaluateParameters,
+    "reevaluate": ReevaluateParameters,
     "interpret": InterpretParameters,
     "pipeline": PipelineParameters,
 }
@@ -35,6 +37,7 @@ VALUES = {
     "ci_method": "wilson",
     "num_bootstrap_runs": 11,
     "controls": "full",
+    "margin": 0.01,
     "cells": "/data/cells.h5ad",
     "max_cells": 13,
     "baseline": "zero",

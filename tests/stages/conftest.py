@@ -1,6 +1,7 @@
 """A finished chain on real cells with a tiny model, made once for all tests of stages."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -46,3 +47,9 @@ def finished(tmp_path_factory, mini_h5ad) -> Chain:
         chain.stage("finetune", *TINY, "task.max_steps=25", "trainer.learning_rate=0.003", "model.checkpoint=latest")
         chain.stage("evaluate", f"task.checkpoint={chain.artefacts['finetune']}")
     return chain
+
+
+@pytest.fixture(scope="session")
+def state(tmp_path_factory) -> Path:
+    """A place where runs of several modules are tracked: making another takes longer than a run."""
+    return tmp_path_factory.mktemp("state")

@@ -10,7 +10,7 @@ import pytest
 
 from bmfm_pipeline.stages import costs
 from bmfm_pipeline.stages.pipeline_page import pipeline_page
-from bmfm_pipeline.storage import Workspace, load_artefact
+from bmfm_pipeline.storage import Workspace, load_artefact, publish
 
 
 def job(folder: Path, stage: str = "evaluate"):
@@ -124,6 +124,23 @@ def test_the_page_is_made_once_for_the_same_artefacts(finished, results):
     assert pipeline_page(place, results) == first and Path(first).stat().st_mtime_ns == made
     shorter = {stage: results[stage] for stage in ("preprocess", "pretrain")}
     assert pipeline_page(place, shorter) != first
+
+
+def test_the_page_leads_to_the_study_that_the_run_was_part_of(finished, results, tmp_path):
+    place, tested = Workspace(finished.workspace), load_artefact(finished.artefacts["evaluate"])
+    alone = pipeline_page(place, results)
+    (tmp_path / "study.json").write_text(json.dumps({"verdicts": ["with 10 % of the cells it is worse"]}))
+    (tmp_path / "study.html").write_text("<title>a study</title>")
+    study = publish(
+        tmp_path, place, "study", "5" * 32, inputs={"10 %, seed 1": {"id": tested.key, "uri": tested.uri}}, config={},
+        code_version="", summary={"name": "mini"},
+    )  # fmt: skip
+    address = pipeline_page(place, results, study.uri)
+    page = Path(address).read_text()
+    assert address != alone and "study" not in Path(alone).read_text()
+    assert "with 10 % of the cells it is worse" in page
+    for link in (f"../../study/{study.key}/study.html", f"../../evaluate/{tested.key}/report.html"):
+        assert f'href="{link}"' in page and (Path(address).parent / link).exists()
 
 
 def test_a_page_that_cannot_be_made_is_said_and_fails_nothing(finished, results, caplog):

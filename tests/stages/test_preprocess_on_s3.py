@@ -1,4 +1,4 @@
-"""Everything on s3://: the source, the workspace, and the places a config names; then read by another machine."""
+"""Everything on s3://: the source, the workspace, and the places a config names; then read by another machine. And the whole chain."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 
 from bmfm_pipeline import cli
 from bmfm_pipeline.data import CellStore, open_store
-from bmfm_pipeline.stages.planning import plan_stage
+from bmfm_pipeline.stages.planning import plan_pipeline, plan_stage
 from bmfm_pipeline.stages.running import run_stage
 from bmfm_pipeline.storage import load_artefact, release_copies
 
@@ -82,3 +82,25 @@ def test_several_files_on_s3_as_one_dataset(s3, mini_h5ad, tmp_path):
     s3.put("data/b.h5ad", (tmp_path / "a.h5ad").read_bytes())
     (again,) = plan_stage("preprocess", config_name="fine_tune_train_config", overrides=words)
     assert again.key != job.key and "input source changed (b changed)" in again.reason
+
+
+def test_the_chain_on_s3_leaves_results_only(s3, mini_h5ad, monkeypatch, tmp_path):
+    """Preprocessed, trained in a child process, tested; then all of it is reused on a machine that has seen none of it."""
+    cells = anndata.read_h5ad(mini_h5ad)[:200].copy()
+    cells.obs = cells.obs[[]]
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    source = s3.put("data/cells.h5ad", (tmp_path / "cells.h5ad").read_bytes())
+    monkeypatch.setenv("BMFM_STATE", str(tmp_path / "state"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    words = [*(f"model.{name}={size}" for name, size in sizes.items()), "data_module.max_length=32", "task.max_steps=4"]
+    jobs = plan_pipeline(source, overrides=words, workspace=f"{s3.uri}/w")
+    results = [run_stage(job) for job in jobs]
+    assert [job.stage for job in jobs] == ["preprocess", "pretrain", "evaluate"]
+    assert results[1]["summary"]["checkpoints_uploaded"] >= 1
+    assert "checkpoint_uploads_failed" not in results[1]["summary"]
+    assert {key.split("/")[1] for key in set(s3.keys()) if key.startswith("w/")} == {"artefacts"}
+    for variable, folder in (("BMFM_STATE", "other-state"), ("BMFM_CACHE_DIR", "other-cache")):
+        monkeypatch.setenv(variable, str(tmp_path / folder))
+    assert all(job.cached for job in plan_pipeline(source, overrides=words, workspace=f"{s3.uri}/w"))
+    release_copies()

@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -91,33 +90,6 @@ def test_a_remote_workspace_publishes_the_manifest_last(tmp_path, monkeypatch):
 
     fsspec.filesystem("memory").rm("/bucket/w/artefacts/preprocess/remote/artefact.json")
     assert find_artefact(workspace, "preprocess", "remote") is None
-
-
-_FULL_DISK = """
-import resource, sys
-from pathlib import Path
-from bmfm_pipeline.errors import StorageError
-from bmfm_pipeline.storage import Workspace, publish, write_json_atomic
-workspace = Workspace(sys.argv[1])
-staging = workspace.run_dir("k") / "artefact"
-staging.mkdir(parents=True)
-(staging / "a.txt").write_text("x")
-resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))
-try:
-    publish(staging, workspace, "preprocess", "k", inputs={}, config={"long": "y" * 1000}, code_version="c")
-except StorageError as error:
-    print("StorageError:", error)
-"""
-
-
-def test_a_full_disk_is_named_and_publishes_nothing(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-c", _FULL_DISK, str(tmp_path / "w")], capture_output=True, text=True, check=True
-    )
-    assert "disk is full or a file size limit was reached" in done.stdout, done.stderr
-    assert "--workspace" in done.stdout
-    assert find_artefact(Workspace(tmp_path / "w"), "preprocess", "k") is None
-    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 200
 
 
 def test_permission_errors_name_the_path(tmp_path):

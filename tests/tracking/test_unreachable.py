@@ -1,14 +1,7 @@
 """MLflow that does not answer: a short delay, one warning, nothing lost, everything sent later."""
 
-import contextlib
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 
@@ -142,61 +135,3 @@ def test_a_refused_record_is_set_aside_and_does_not_block_the_others(state, capl
     refused = list((state / "mlflow-spool" / "refused").glob("*.jsonl"))
     assert [path.stem for path in refused] == ["f" * 32] and "reason" in refused[0].read_text()
     assert any("refused" in record.getMessage() for record in caplog.records)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-@contextlib.contextmanager
-def mlflow_server(folder, port):
-    command = [
-        sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
-        "--backend-store-uri", f"sqlite:///{folder}/server.db", "--artifacts-destination", str(folder / "artifacts"),
-    ]  # fmt: skip
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "server.log", "w") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, cwd=folder)
-        try:
-            deadline = time.monotonic() + 180
-            while time.monotonic() < deadline and server.poll() is None:
-                with contextlib.suppress(OSError):
-                    socket.create_connection(("127.0.0.1", port), 1).close()
-                    break
-                time.sleep(0.5)
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(server.pid, signal.SIGTERM)
-            try:
-                server.wait(20)
-            except subprocess.TimeoutExpired:
-                os.killpg(server.pid, signal.SIGKILL)
-                server.wait(20)
-
-
-@pytest.mark.slow
-def test_a_real_server_gets_what_was_kept_while_it_was_down_and_what_comes_after(state, report, tmp_path, monkeypatch):
-    port = free_port()
-    uri = f"http://127.0.0.1:{port}"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    tracker = StageTracker(tracking_uri(state), "served", "training", state_dir=state)
-    tracker.log_metrics({"loss": 3.0}, 0)
-    tracker.flush()
-    assert tracker.offline
-    with mlflow_server(tmp_path / "server", port):
-        tracker._retry_at = 0.0  # a minute later
-        tracker.log_metrics({"loss": 2.0}, 1)
-        tracker.log_artifact(report)
-        tracker.end()
-        assert not tracker.offline and tracker.url.startswith(uri)
-        from mlflow import MlflowClient
-
-        client = MlflowClient(tracking_uri=uri)
-        run = client.get_run(tracker.run_id)
-        assert [point.value for point in client.get_metric_history(tracker.run_id, "loss")] == [3.0, 2.0]
-        assert run.info.status == "FINISHED"
-        assert Path(client.download_artifacts(tracker.run_id, "report.html")).read_text() == "<h1>fine</h1>"
-    assert not Spool(state).pending()

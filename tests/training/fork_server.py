@@ -1,7 +1,7 @@
 """Training children without their seconds of imports: a process that has loaded everything forks one for each line on stdin.
 
-A line is {"spec": file, "die": [place, n] or null}. A child whose `die` is given kills itself with SIGKILL when it comes to that place
-for the n-th time. stdout tells {"spec": file, "status": wait status} of each child that has ended.
+A line is {"spec": file, "die": [place, n] or null, "environment": {}}. A child whose `die` is given kills itself with SIGKILL when it
+comes to that place for the n-th time. stdout tells {"spec": file, "status": wait status} of each child that has ended.
 """
 
 import json
@@ -88,6 +88,7 @@ def fork(request: dict) -> int:
     log = os.open(request["spec"] + ".log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
+    os.environ.update(request["environment"])
     if request["die"]:
         arm(*request["die"])
     os._exit(child.main(request["spec"]))

@@ -56,6 +56,44 @@ def test_a_holder_on_another_machine_is_believed_until_it_has_been_silent_for_lo
     assert acquire(tmp_path).number == 2
 
 
+@pytest.mark.parametrize("hours", [-30, 30])
+def test_a_machine_whose_clock_is_wrong_by_hours_judges_a_lease_by_the_clock_of_the_disk(tmp_path, monkeypatch, hours):
+    acquire(tmp_path)
+    held_by(tmp_path, host="elsewhere")
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() + hours * 3600)
+    with pytest.raises(TrainingError, match="on elsewhere is training here"):
+        acquire(tmp_path)
+    long_ago = now() - EXPIRES_AFTER - 1
+    os.utime(tmp_path / "lease.json", (long_ago, long_ago))
+    assert acquire(tmp_path).number == 2
+
+
+def test_who_has_patience_waits_for_a_holder_that_leaves_and_says_so_once(tmp_path):
+    first, told = acquire(tmp_path), []
+
+    def tell(text):
+        told.append(text)
+        first.release()
+
+    assert acquire(tmp_path, patience=60, tell=tell).number == 2
+    assert len(told) == 1 and told[0].startswith(f"waiting for process {os.getpid()} on ")
+
+
+def test_who_is_asked_to_stop_while_waiting_gets_nothing(tmp_path):
+    acquire(tmp_path)
+    asked = iter([False, True])
+    assert acquire(tmp_path, patience=60, tell=lambda text: None, stopped=lambda: next(asked)) is None
+
+
+def test_a_silent_holder_on_another_machine_is_waited_for_beyond_that(tmp_path):
+    acquire(tmp_path)
+    held_by(tmp_path, host="elsewhere")
+    almost = time.time() - EXPIRES_AFTER + 1
+    os.utime(tmp_path / "lease.json", (almost, almost))
+    assert acquire(tmp_path, patience=0.01, tell=lambda text: None).number == 2
+
+
 def test_a_trainer_that_lost_the_folder_must_stop(tmp_path):
     first = acquire(tmp_path)
     first.renew()

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -45,12 +46,14 @@ class Forks:
             text=True,
         )
 
-    def run(self, specs: list[TrainSpec], die: list | None = None) -> list[int]:
+    def run(self, specs: list[TrainSpec], die: list | None = None, environment: dict | None = None) -> list[int]:
         """Train each in a child of its own, all at once; their wait statuses."""
         for spec in specs:
             file = Path(spec.run_dir).with_suffix(".spec.json")
             write_json_atomic(file, spec.to_dict())
-            self.process.stdin.write(json.dumps({"spec": str(file), "die": die}) + "\n")
+            self.process.stdin.write(
+                json.dumps({"spec": str(file), "die": die, "environment": environment or {}}) + "\n"
+            )
         self.process.stdin.flush()
         found = [json.loads(self.process.stdout.readline()) for _ in specs]
         return [entry["status"] for entry in found]
@@ -102,3 +105,27 @@ def test_a_training_killed_from_outside_at_any_moment_resumes_to_the_same_curve(
         done.result()
     assert forks.run([reference, killed]) == [0, 0], (lines, log_of(killed))
     assert_same_training(killed, reference)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
+def test_a_training_killed_on_one_machine_goes_on_on_another(cases, forks, s3):
+    """What they have in common is the remote workspace: neither sees the run folder of the other."""
+    way = {"task__checkpoints_every_n_train_steps": 1, "task__max_epochs": 8, "task__val_check_interval": 3}
+    shared = {"uri": f"{s3.uri}/w/runs/key", "job": {"stage": "pretrain", "key": "key"}}
+    reference, first, second = (cases.spec(name, **way) for name in ("reference", "first", "second"))
+    first, second = replace(first, shared=shared), replace(second, shared=shared)
+
+    def kill() -> None:
+        lease, step = Path(first.run_dir) / "lease.json", 0
+        while step < 3:
+            if "w/runs/key/state.json" in set(s3.keys()):
+                step = json.loads(s3.get("w/runs/key/state.json")).get("step", 0)
+        os.kill(json.loads(lease.read_text())["pid"], signal.SIGKILL)
+
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(kill)
+        assert forks.run([first], environment=s3.environment) == [signal.SIGKILL], log_of(first)
+        done.result()
+    assert forks.run([reference, second], environment=s3.environment) == [0, 0], log_of(second)
+    assert "taken from s3://" in Path(f"{second.run_dir}.spec.json.log").read_text()
+    assert_same_training(second, reference)

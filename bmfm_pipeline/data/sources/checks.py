@@ -12,6 +12,8 @@ from bmfm_pipeline.data.splits.columns import nearest_column
 from bmfm_pipeline.errors import DataError
 
 SHOWN = 5
+# Logarithms of normalised counts are smaller: log2 of a million is 20.
+LARGEST_LOG = 20
 # Stands between the name of an input and the list of what is wrong with it.
 UNUSABLE = " cannot be used:"
 
@@ -21,6 +23,7 @@ def check_source(
     labels: list[tuple[str, bool]] = (),
     *,
     need_counts: bool = True,
+    log_normalised: bool = False,
     stratify: str | None = None,
     min_class_size: int = 3,
     duplicate_genes: str = "refuse",
@@ -29,7 +32,7 @@ def check_source(
     """Look at names, labels and every stored value of `source`.
 
     `labels` lists (obs column, is it a regression target); `values` is what is known of the values already, which then are not
-    read. Returns counts for the report, and `gene_totals`, float64 (genes,).
+    read. With `log_normalised` they must look like logarithms of normalised counts. Returns counts for the report, and `gene_totals`, float64 (genes,).
     Raises one DataError that lists every problem, each with its place and what would be right.
     """
     problems: list[str] = []
@@ -59,7 +62,7 @@ def check_source(
         )
     if stratify is not None and stratify not in [column for column, _ in labels]:
         _check_label(source, stratify, False, True, min_class_size, problems)
-    report.update(_check_values(source, need_counts, problems) if values is None else values)
+    report.update(_check_values(source, need_counts, log_normalised, problems) if values is None else values)
     if problems:
         raise DataError(f"{source.path}{UNUSABLE}\n" + "\n".join(f"- {problem}" for problem in problems))
     return report
@@ -114,7 +117,7 @@ def _check_label(
     return {"classes": len(counts), "missing": missing, "smallest": min(counts.values(), default=0)}
 
 
-def _check_values(source: CellSource, need_counts: bool, problems: list[str]) -> dict[str, Any]:
+def _check_values(source: CellSource, need_counts: bool, log_normalised: bool, problems: list[str]) -> dict[str, Any]:
     negative = broken = fractional = empty = 0
     broken_cells: set[int] = set()
     empty_names: list[str] = []
@@ -151,10 +154,12 @@ def _check_values(source: CellSource, need_counts: bool, problems: list[str]) ->
             f"{source.where}: {negative} values are negative; counts are needed (scaled data cannot be turned back){where_counts_lie(source)}"
         )
     elif need_counts and fractional:
-        guess = "they look log-normalised" if largest < 20 else "they look normalised"
+        guess = "they look log-normalised" if largest < LARGEST_LOG else "they look normalised"
         problems.append(
             f"{source.where}: {fractional} values are not whole numbers, e.g. {example:.4g}; {guess}, and counts are needed{where_counts_lie(source)}"
         )
+    elif log_normalised and not broken:
+        problems += _no_logarithms(source, largest, fractional)
     if not broken and empty == source.n_cells:
         problems.append(f"{source.where}: no cell expresses any gene; every value is zero")
     return {
@@ -165,6 +170,21 @@ def _check_values(source: CellSource, need_counts: bool, problems: list[str]) ->
         "total": float(gene_totals.sum()),
         "gene_totals": gene_totals,
     }
+
+
+def _no_logarithms(source: CellSource, largest: float, fractional: int) -> list[str]:
+    """What is wrong with values that are said to be log-normalised."""
+    if not fractional:
+        return [
+            f"{source.where}: all values are whole numbers, as counts are, and data_module.transform_kwargs.input_values says log_normalised; "
+            "leave it out (counts)"
+        ]
+    if largest >= LARGEST_LOG:
+        return [
+            f"{source.where}: values reach {largest:.4g}, more than a logarithm of normalised counts does, and "
+            "data_module.transform_kwargs.input_values says log_normalised; take the logarithm first (scanpy.pp.log1p), or set it to any"
+        ]
+    return []
 
 
 def where_counts_lie(source: CellSource) -> str:
@@ -184,6 +204,7 @@ def where_counts_lie(source: CellSource) -> str:
             where = ".raw" if name == "raw" else f"layer '{name}'"
             return f"; {where} holds counts: set data_module.transform_kwargs.layer={name}"
     return (
-        "; no layer of the file holds counts, nor .raw: give the file as it was before normalisation, or choose transforms that fit "
-        "such values (data_module.transform_kwargs.transforms without NormalizeTotalTransform)"
+        "; no layer of the file holds counts, nor .raw: give the file as it was before normalisation, or, where the logarithm of normalised "
+        "counts was taken, set data_module.transform_kwargs.input_values=log_normalised: nothing is then normalised again, and controls read "
+        "the values as they are"
     )

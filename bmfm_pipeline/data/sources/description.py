@@ -12,8 +12,6 @@ from bmfm_pipeline.data.sources.name_facts import name_facts, name_problems
 
 PLACE = "data_module.transform_kwargs"
 RAW = ("raw/X", "raw.X")
-# The chain for values whose logarithm was taken already.
-BINS = "{transform_name: BinTransform, transform_args: {num_bins: 10, binning_method: int_cast}}"
 
 
 def describe_file(source, quick: bool = False, uri: str | None = None) -> dict[str, Any]:
@@ -123,8 +121,8 @@ def _no_counts(source, chosen: dict[str, Any], counts: dict[str, Any] | None) ->
     if counts is None:
         cure = (
             "no layer of the file holds counts, nor .raw: give the file as it was before normalisation, which controls and many models "
-            f"need, or choose transforms that fit such values ({PLACE}.input_values=any and {PLACE}.transforms without "
-            "NormalizeTotalTransform)"
+            f"need, or, where the logarithm of normalised counts was taken, say so ({PLACE}.input_values=log_normalised): nothing is then "
+            "normalised again, and controls read the values as they are"
         )
     else:
         cure = f"{_called(counts)} holds counts: set {PLACE}.layer={_layer(counts)}"
@@ -181,7 +179,7 @@ def _next(found, chosen, counts, columns, labels, blocking: bool) -> str:
     if matrix["name"] != "X":
         words.append(f"{PLACE}.layer={shlex.quote(_layer(matrix))}")
     if counts is None:
-        words += [f"{PLACE}.input_values=any", shlex.quote(f"{PLACE}.transforms=[{BINS}]")]
+        words.append(f"{PLACE}.input_values=log_normalised")
     if found["gene_names"]["repeated"]:
         words.append(f"{PLACE}.duplicate_genes=sum")
     if labels and labels[0]["small"]:

@@ -21,15 +21,22 @@ class SeveralFiles:
 
     Genes are all names in order of first appearance; a gene that a file lacks is zero there. A name that stands k times in one
     file has k columns. obs has the columns of all files, missing where a file lacks one, and `file`, the file's name. `cell_names`
-    prefix puts that name and a colon before each cell's. Beside the columns of obs, memory holds a number a gene for each
+    prefix puts that name and a colon before each cell's. `about`, {name: {column: value}}, adds columns to obs that are alike for all
+    cells of a file; a column of the data keeps its own values. Beside the columns of obs, memory holds a number a gene for each
     distinct list of genes. `place` names all of it in messages.
     """
 
-    def __init__(self, sources: Mapping[str, CellSource], cell_names: str = "refuse", place: str = "the files"):
+    def __init__(
+        self,
+        sources: Mapping[str, CellSource],
+        cell_names: str = "refuse",
+        place: str = "the files",
+        about: Mapping[str, Mapping[str, object]] | None = None,
+    ):
         if not sources:
             raise DataError(f"{place}: there is no file to read")
         self.names, self.sources = list(sources), list(sources.values())
-        self.path, self.cell_names = place, cell_names
+        self.path, self.cell_names, self.about = place, cell_names, about or {}
         self.n_cells = sum(source.n_cells for source in self.sources)
         self.unused = list(dict.fromkeys(name for source in self.sources for name in source.unused))
         self._firsts = np.cumsum([0, *(source.n_cells for source in self.sources)])
@@ -83,6 +90,10 @@ class SeveralFiles:
         obs = stacked_tables(tables)
         codes = np.repeat(np.arange(len(self.names)), np.diff(self._firsts))
         obs[FILE_COLUMN] = pd.Categorical.from_codes(codes, self.names)
+        rows = [self.about.get(name, {}) for name in self.names]
+        for column in dict.fromkeys(column for row in rows for column in row):
+            if column not in obs:
+                obs[column] = _said_of_files([row.get(column) for row in rows])[codes]
         return obs
 
     @property
@@ -149,10 +160,20 @@ def open_several(
     scratch: str | Path | None = None,
     cell_names: str = "refuse",
     place: str = "the files",
+    about: Mapping[str, Mapping[str, object]] | None = None,
 ) -> SeveralFiles:
     """Open h5ad files, {name: path}, as one source; see SeveralFiles."""
     opened = {name: open_source(path, layer, duplicate_genes, scratch) for name, path in files.items()}
-    return SeveralFiles(opened, cell_names, place)
+    return SeveralFiles(opened, cell_names, place, about)
+
+
+def _said_of_files(values: list):
+    """One value a file: numbers as float64, text as a pandas Categorical; None is missing."""
+    import pandas as pd
+
+    if all(value is None or (isinstance(value, int | float) and not isinstance(value, bool)) for value in values):
+        return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+    return pd.Categorical([None if value is None else str(value) for value in values])
 
 
 def _joined_genes(sources: Sequence[CellSource]) -> tuple[list[np.ndarray], list[str]]:

@@ -24,6 +24,8 @@ def split_column(plan: SplitPlan) -> str:
     if plan.method == "column":
         changed = plan.mapping or plan.dev_fraction or plan.train_fraction or plan.cells_per_class
         return f"split_{plan.column}" if changed else plan.column
+    if plan.method == "perturbation":
+        return f"split_perturbation_{plan.perturbations}"
     if plan.method in ("file", "reuse"):
         return f"split_{'file' if plan.method == 'file' else 'reused'}"
     parts = [f"fold_{plan.fold}_of_{plan.n_folds}"] if plan.n_folds else []
@@ -40,6 +42,10 @@ def split_sentence(info: dict[str, Any]) -> str:
     elif method in ("column", "file"):
         place = f"the column {info['from_column']}" if method == "column" else f"the file {info.get('file')}"
         text = f"given by {place}"
+    elif method == "perturbation":
+        held = info.get("notes", {}).get("perturbations", {})
+        text = f"whole perturbations ({info.get('perturbations')}), seed {info.get('seed')}: "
+        text += ", ".join(f"{split} {len(held.get(split, ()))}" for split in SPLITS)
     else:
         text = f"fold {info['fold']} of {info['n_folds']}, " if method == "kfold" else ""
         text += f"whole groups of {group}" if group else "by cell"

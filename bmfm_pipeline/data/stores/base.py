@@ -11,16 +11,20 @@ from bmfm_pipeline.data.label_values import encode_classes, encode_members, enco
 from bmfm_pipeline.data.stores.matrices import Matrix
 from bmfm_pipeline.errors import DataError
 
+# Where a processed file keeps the values of log-normalised input, before bins were made of them.
+LOG_VALUES = "layers/log_normalised"
+
 
 class BaseStore(ABC):
     """Cells by row number. Safe to read from several threads; pickles without its data where it lies in files.
 
-    `matrix` holds the values, `counts` the raw counts or None. `contiguous` tells whether `indptr`, `indices` and `data` are the
+    `matrix` holds the values, `counts` the raw counts or None, `log_values` what log-normalised input was, or None. `contiguous` tells whether `indptr`, `indices` and `data` are the
     arrays of one CSR matrix; where it is False only `gather` and `rows` give access, and `row_sizes` the sizes.
     """
 
     matrix: Matrix
     counts: Matrix | None
+    log_values: Matrix | None = None
     name: str  # as messages call the store
     _var_names: list[str]
 

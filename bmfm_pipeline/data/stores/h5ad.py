@@ -5,16 +5,19 @@ from pathlib import Path
 
 import numpy as np
 
-from bmfm_pipeline.data.stores.base import ContiguousStore
+from bmfm_pipeline.data.stores.base import LOG_VALUES, ContiguousStore
 from bmfm_pipeline.data.stores.columns import index_of, read_column
-from bmfm_pipeline.data.stores.matrices import CSRArrays
+from bmfm_pipeline.data.stores.matrices import CSRArrays, mapped
+from bmfm_pipeline.data.stores.sequences import GROUP as SEQUENCES
+from bmfm_pipeline.data.stores.sequences import SequenceArrays
 from bmfm_pipeline.errors import DataError
 
 
 class CellStore(ContiguousStore):
     """Opens a processed h5ad (CSR, contiguous, uncompressed) without loading it; falls back to reading when it is chunked.
 
-    `matrix` is X, and `data`, `indices`, `indptr` are its arrays; `counts` those of layers["counts"], or None. Pickles as its path.
+    `matrix` is X, and `data`, `indices`, `indptr` are its arrays; `counts` and `log_values` those of layers["counts"] and
+    layers["log_normalised"], or None; `sequences` the nucleotides and tokens of a file of sequences, or None. Pickles as its path.
     """
 
     def __init__(self, path: str | Path):
@@ -31,6 +34,8 @@ class CellStore(ContiguousStore):
         with file:
             self.matrix = _matrix(file, "X", self.path)
             self.counts = _matrix(file, "layers/counts", self.path) if "layers/counts" in file else None
+            self.log_values = _matrix(file, LOG_VALUES, self.path) if LOG_VALUES in file else None
+            self.sequences = SequenceArrays(self.path) if SEQUENCES in file else None
             self._var_names = index_of(file["var"]).tolist()
             self._obs_columns = [str(name) for name in file["obs"].attrs.get("column-order", [])]
 
@@ -73,11 +78,4 @@ def _matrix(file, name: str, path: Path) -> CSRArrays:
             f"{path}: {name} is stored as {kind or 'an unknown encoding'}, a processed file has CSR; make it with `bmfm preprocess`"
         )
     shape = tuple(int(size) for size in group.attrs["shape"])
-    return CSRArrays(*(_mapped(group[part], path) for part in ("data", "indices", "indptr")), shape)
-
-
-def _mapped(dataset, path: Path) -> np.ndarray:
-    offset = dataset.id.get_offset()
-    if offset is None or dataset.chunks is not None or dataset.size == 0:
-        return dataset[:]
-    return np.memmap(path, dtype=dataset.dtype, mode="r", offset=offset, shape=dataset.shape)
+    return CSRArrays(*(mapped(group[part], path) for part in ("data", "indices", "indptr")), shape)

@@ -90,14 +90,11 @@ class JoinedStore(BaseStore):
     def _align(self) -> tuple[list[np.ndarray], list[dict]]:
         position = {gene: column for column, gene in enumerate(self._var_names)}
         tables, report = [], []
+        known: dict[int, tuple[np.ndarray, list[str]]] = {}  # stores that share a list of genes share its table
         for store in self.stores:
-            if len(set(store.var_names)) != len(store.var_names):
-                raise DataError(
-                    f"{store.name}: a gene name occurs more than once, so that genes cannot be aligned by name; preprocess the file "
-                    "first, or call `adata.var_names_make_unique()`"
-                )
-            table = np.array([position.get(gene, -1) for gene in store.var_names], dtype=np.int32)
-            left_out = [gene for gene, column in zip(store.var_names, table.tolist(), strict=True) if column < 0]
+            if id(store.var_names) not in known:
+                known[id(store.var_names)] = _place_genes(store, position)
+            table, left_out = known[id(store.var_names)]
             tables.append(table)
             report.append(
                 {
@@ -122,6 +119,13 @@ class JoinedStore(BaseStore):
                 "(data_module.transform_kwargs.input_values=counts), or leave them out"
             )
         return JoinedMatrix([store.counts for store in self.stores], self._tables, len(self._var_names))
+
+    @cached_property
+    def log_values(self) -> Matrix | None:
+        """Log-normalised input of all stores; None where one has none."""
+        if any(store.log_values is None for store in self.stores):
+            return None
+        return JoinedMatrix([store.log_values for store in self.stores], self._tables, len(self._var_names))
 
     def _join_names(self) -> np.ndarray:
         names = [store.obs_names for store in self.stores]
@@ -164,6 +168,17 @@ class JoinedStore(BaseStore):
                 for store in self.stores
             ]
         )
+
+
+def _place_genes(store: BaseStore, position: dict[str, int]) -> tuple[np.ndarray, list[str]]:
+    """(the new column of each gene of a store or -1, genes that have none)."""
+    if len(set(store.var_names)) != len(store.var_names):
+        raise DataError(
+            f"{store.name}: a gene name occurs more than once, so that genes cannot be aligned by name; preprocess the file "
+            "first, or call `adata.var_names_make_unique()`"
+        )
+    table = np.array([position.get(gene, -1) for gene in store.var_names], dtype=np.int32)
+    return table, [gene for gene, column in zip(store.var_names, table.tolist(), strict=True) if column < 0]
 
 
 def _is_identity(table: np.ndarray, width: int) -> bool:

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -142,3 +143,11 @@ def normalised(matrix, what: str):
         raise DataError(f"{what}: {matrix.shape[1]} gene columns are more than can be numbered")
     indices = matrix.indices.astype(np.int32, copy=False)
     return CSRArrays(matrix.data, indices, matrix.indptr.astype(np.int64, copy=False), tuple(map(int, matrix.shape)))
+
+
+def mapped(dataset, path: Path) -> np.ndarray:
+    """An h5py dataset as an array: memory-mapped where it lies contiguous, else read."""
+    offset = dataset.id.get_offset()
+    if offset is None or dataset.chunks is not None or dataset.size == 0:
+        return dataset[:]
+    return np.memmap(path, dtype=dataset.dtype, mode="r", offset=offset, shape=dataset.shape)

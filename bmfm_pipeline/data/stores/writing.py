@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bmfm_pipeline.data.stores.base import BaseStore
+from bmfm_pipeline.data.stores.base import LOG_VALUES, BaseStore
 from bmfm_pipeline.data.stores.matrices import Matrix, running_sizes
 from bmfm_pipeline.errors import StorageError
 from bmfm_pipeline.storage import disk_errors, local_path
@@ -38,7 +38,7 @@ def write_zarr(
         write_elem(group, "var", pd.DataFrame(index=pd.Index(store.var_names, dtype=object)))
         for name in ("uns", "obsm", "varm", "obsp", "varp", "layers"):
             write_elem(group, name, {})
-        for name, matrix in (("X", store.matrix), ("layers/counts", store.counts)):
+        for name, matrix in (("X", store.matrix), ("layers/counts", store.counts), (LOG_VALUES, store.log_values)):
             if matrix is not None:
                 _write_matrix(group.create_group(name), matrix, values_per_chunk, chunks_per_file)
         with warnings.catch_warnings():

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bmfm_pipeline.data.stores.base import BaseStore
+from bmfm_pipeline.data.stores.base import LOG_VALUES, BaseStore
 from bmfm_pipeline.data.stores.columns import index_of, read_column
 from bmfm_pipeline.data.stores.matrices import Gathered, Matrix, in_order, joined, running_sizes
 from bmfm_pipeline.errors import DataError
@@ -152,6 +152,8 @@ class ZarrStore(BaseStore):
         self.matrix = ZarrMatrix(self._group, "X", self.cache, self.name)
         has_counts = attempt(self.uri, lambda: "layers/counts" in self._group)
         self.counts = ZarrMatrix(self._group, "layers/counts", self.cache, self.name) if has_counts else None
+        has_logs = attempt(self.uri, lambda: LOG_VALUES in self._group)
+        self.log_values = ZarrMatrix(self._group, LOG_VALUES, self.cache, self.name) if has_logs else None
         self._var_names = [str(name) for name in attempt(self.uri, lambda: index_of(self._group["var"]))]
 
     def __reduce__(self):

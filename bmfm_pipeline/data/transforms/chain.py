@@ -200,6 +200,7 @@ class Chain:
         out_path: Path,
         obs_extra: dict[str, np.ndarray],
         keep_counts: bool = True,
+        layer: str = "counts",
         keep_empty: bool = False,
         fitted: bool = False,
         row_filters: bool = True,
@@ -207,8 +208,8 @@ class Chain:
         """Fit on `rows` (numbers of source rows, None: all) unless `fitted`, then write `out_path` in one pass over the source.
 
         `obs_extra` are columns to add to obs, one value per source row. Cells without any value left are dropped and counted,
-        unless `keep_empty`. `keep_counts` stores the source's values of the kept cells and genes as layers["counts"]; values
-        that are no whole numbers are left out and noted. Without `row_filters`, for cells of other data than the chain was fitted to, steps
+        unless `keep_empty`. `keep_counts` stores the source's values of the kept cells and genes as layers[`layer`]; values
+        that are no whole numbers are left out of "counts" and noted. Without `row_filters`, for cells of other data than the chain was fitted to, steps
         leave out no cell, and what was fitted is taken as it is. Raises DataError when nothing is left.
         """
         began = time.perf_counter()
@@ -242,7 +243,7 @@ class Chain:
                     shared = block.shares_structure
                     spool.add(counts, block.counts, like=values if shared else None)
                     same_places = same_places and shared
-                    if counts.data[-1][2].kind == "f":
+                    if layer == "counts" and counts.data[-1][2].kind == "f":
                         keep_counts = False
                         notes.append(
                             f"{source.where} holds values that are no counts, so layers['counts'] was left out"
@@ -263,7 +264,7 @@ class Chain:
             with ProcessedWriter(out_path, obs, names, (len(rows_kept), len(names))) as writer:
                 writer.copy("X", spool, values)
                 if keep_counts:
-                    writer.copy("layers/counts", spool, counts, like="X" if same_places else None)
+                    writer.copy(f"layers/{layer}", spool, counts, like="X" if same_places else None)
         report.seconds = time.perf_counter() - began
         return report
 

@@ -2,11 +2,12 @@
 
 import csv
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
+from bmfm_pipeline.data.transforms.columns import ColumnMap
 from bmfm_pipeline.data.transforms.steps import Step
 from bmfm_pipeline.errors import ConfigError, DataError
 from bmfm_pipeline.storage import read_json
@@ -15,7 +16,8 @@ _COLUMN = "var:"
 
 
 class RenameGenes(Step):
-    """Rename genes; genes that the map does not name are dropped, and of genes that get one name the first stays.
+    """Rename genes; genes that the map does not name are dropped, and of genes that get one name the first stays, or, with
+    `duplicates` sum, all are added up: then several files come to the same genes in whatever order they are read.
 
     gene_map null cuts names at `_ENSG`; a mapping renames; "var:COLUMN" takes the new names from that column of var; any other
     text is a file: JSON {old: new}, or csv/tsv with the old name first and the new one second. `upper_case` then upper-cases.
@@ -24,6 +26,7 @@ class RenameGenes(Step):
     gives_names: ClassVar[bool] = True
     gene_map: dict[str, str] | str | None = None
     upper_case: bool = False
+    duplicates: Literal["first", "sum"] = "first"
     map_: dict[str, str] | None = Field(None, exclude=True)
 
     def look_at(self, source) -> None:
@@ -65,8 +68,12 @@ class RenameGenes(Step):
                 )
         return [name and name.upper() for name in new] if self.upper_case else new
 
-    def genes(self, names: list[str]) -> tuple[list[str], np.ndarray | None]:
+    def genes(self, names: list[str]) -> tuple[list[str], np.ndarray | ColumnMap | None]:
         renamed = self.renamed(names)
+        if self.duplicates == "sum":
+            place: dict[str, int] = {}
+            target = [-1 if name is None else place.setdefault(name, len(place)) for name in renamed]
+            return list(place), ColumnMap(np.array(target, dtype=np.int32), len(place)).simplified()
         first: dict[str, int] = {}
         for index, name in enumerate(renamed):
             if name is not None:

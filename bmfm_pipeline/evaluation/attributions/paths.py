@@ -146,7 +146,9 @@ class LabelScores(nn.Module):
         scores = []
         for label in self.labels:
             decoder = self.heads.label_decoders[module_name(label.name)]
-            found = decoder.decoder(self.heads.state_of(label, state.embeddings, state.head_states, shared))
+            found = (
+                decoder.decoder(self.heads.state_of(label, state.embeddings, state.head_states, shared)) * decoder.scale
+            )
             scores.append(found if decoder.linear_path is None else found / 2)
         return torch.cat(scores, dim=1)
 
@@ -166,7 +168,7 @@ class LabelScores(nn.Module):
                     torch.zeros(len(input_ids), input_ids.shape[2], label.output_size, device=input_ids.device)
                 )
             else:
-                parts.append(decoder.linear_path.parts(input_ids) / 2)
+                parts.append(decoder.linear_path.parts(input_ids) * decoder.scale / 2)
         return torch.cat(parts, dim=2)
 
 

@@ -4,6 +4,7 @@ import warnings
 
 import numpy as np
 
+from bmfm_pipeline.evaluation.controls.sequences import fit_network
 from bmfm_pipeline.evaluation.controls.values import standardised, unit_length
 
 COMPONENTS = 50
@@ -26,6 +27,10 @@ def fit_classes(control: str, x, y: np.ndarray, test_x, n_classes: int, seed: in
     if len(classes) < 2:
         probabilities[:, classes] = 1
         return probabilities
+    if control == "cnn":
+        found = fit_network(x, np.searchsorted(classes, y), test_x, len(classes), seed)
+        probabilities[:, classes] = found
+        return probabilities
     with _alone():
         model, x, test_x = _class_model(control, x, test_x, seed)
         model.fit(x, y)
@@ -42,6 +47,8 @@ def _class_model(control: str, x, test_x, seed: int):
     if control == "logistic_l1":
         each = LogisticRegression(l1_ratio=1, C=0.1, solver="liblinear", random_state=seed)
         return OneVsRestClassifier(each), x, test_x
+    if control == "kmer6_logistic":
+        return LogisticRegression(C=0.1, max_iter=1000), x, test_x
     if control == "pca50_logistic":
         return LogisticRegression(max_iter=1000), x, test_x
     if control == "linear_probe":
@@ -56,6 +63,8 @@ def fit_numbers(control: str, x, y: np.ndarray, test_x, seed: int) -> np.ndarray
     y = y.astype(np.float64)
     if control == "train_mean" or len(y) < 2 or (y == y[0]).all():
         return np.full(test_x.shape[0], y.mean())
+    if control == "cnn":
+        return fit_network(x, y, test_x, 0, seed)
     with _alone():
         if control == "knn":
             from sklearn.neighbors import KNeighborsRegressor

@@ -9,7 +9,8 @@ import numpy as np
 from bmfm_pipeline.errors import ConfigError
 from bmfm_pipeline.evaluation.controls.choice import ALL, FULL, READS, VALUES_FULL, which_controls
 from bmfm_pipeline.evaluation.controls.fitting import fit_classes, fit_numbers, principal_components
-from bmfm_pipeline.evaluation.controls.values import log_cp10k
+from bmfm_pipeline.evaluation.controls.sequences import gc_content, log_words
+from bmfm_pipeline.evaluation.controls.values import as_they_are, log_cp10k
 from bmfm_pipeline.evaluation.predictions import LabelPredictions
 
 logger = logging.getLogger(__name__)
@@ -18,8 +19,9 @@ logger = logging.getLogger(__name__)
 class ControlCells:
     """Training and test cells of a split, as controls read them.
 
-    `counts` offers rows(array) -> scipy CSR of raw counts, of genes `genes`. `embeddings` {"train": (array (n, features), rows (n,)),
-    "test": the same} are the model's; their rows may be fewer than those of the split.
+    `counts` offers rows(array) -> scipy CSR of raw counts, of genes `genes`, or, with `kind` other than counts, of values that are taken
+    as they are. `embeddings` {"train": (array (n, features), rows (n,)),
+    "test": the same} are the model's; their rows may be fewer than those of the split. `kind` words: `counts` is a SequenceValues.
     """
 
     def __init__(
@@ -30,7 +32,9 @@ class ControlCells:
         seed: int = 0,
         genes: Sequence[str] | None = None,
         embeddings: Mapping[str, tuple[np.ndarray, np.ndarray]] | None = None,
+        kind: str = "counts",
     ):
+        self._kind, self._scaled = kind, log_cp10k if kind == "counts" else as_they_are
         self.rows = {"train": np.asarray(train_rows), "test": np.asarray(test_rows)}
         self.seed, self.genes, self.embeddings = seed, genes, embeddings
         self._counts = counts
@@ -54,7 +58,12 @@ class ControlCells:
             return np.zeros((int(known.sum()), 0)), np.zeros((len(self.rows["test"]), 0))
         if kind == "embeddings":
             return self.embeddings["train"][0][known], self.embeddings["test"][0]
-        train, test = self._logs("train"), self._logs("test")
+        if kind == "letters":
+            train, test = (self._counts.letters(self.rows[split]) for split in ("train", "test"))
+        elif kind == "composition":
+            train, test = (gc_content(self._counts.rows(self.rows[split])) for split in ("train", "test"))
+        else:
+            train, test = self._logs("train"), self._logs("test")
         train = train if known.all() else train[known]
         if control != "pca50_logistic":
             return train, test
@@ -63,8 +72,11 @@ class ControlCells:
         return self._components[1]
 
     def _logs(self, split: str):
+        if self._kind == "words" and not self._log:
+            both = log_words(*(self._counts.rows(self.rows[part]) for part in ("train", "test")))
+            self._log = dict(zip(("train", "test"), both, strict=True))
         if split not in self._log:
-            self._log[split] = log_cp10k(self._counts.rows(self.rows[split]))
+            self._log[split] = self._scaled(self._counts.rows(self.rows[split]))
         return self._log[split]
 
 

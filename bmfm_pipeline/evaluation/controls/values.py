@@ -1,8 +1,45 @@
-"""What controls read of cells: log1p of counts per 10,000, and embeddings."""
+"""What controls read of cells: log1p of counts per 10,000, log-normalised input as it is, and embeddings."""
+
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 ROWS_AT_ONCE = 4096
+LOG_OF_COUNTS = "log1p of counts per 10,000"
+# What is read where there are no counts, by where it comes from.
+WITHOUT_COUNTS = {
+    "log_normalised": "the log-normalised values of the input, as they are",
+    "X": "the values of the processed data (X), as they are",
+}
+
+
+def values_for_controls(store) -> tuple[Any, str]:
+    """(matrix, where it comes from) of a store: raw counts, else log-normalised input, else X; only counts are normalised.
+
+    Of sequences they are counts of words.
+    """
+    if getattr(store, "sequences", None) is not None:
+        from bmfm_pipeline.evaluation.controls.sequences import SequenceValues
+
+        return SequenceValues(store.sequences), "words"
+    if store.counts is not None:
+        return store.counts, "counts"
+    if getattr(store, "log_values", None) is not None:
+        return store.log_values, "log_normalised"
+    return store.matrix, "X"
+
+
+def as_they_are(values):
+    """CSR float32 of values of which the logarithm was taken already."""
+    from scipy import sparse
+
+    return sparse.csr_matrix(values, dtype=np.float32)
+
+
+def note_on_values(kind: str) -> str:
+    """A sentence for a report about controls that had no counts to read."""
+    return f"controls: the processed data hold no raw counts, so controls read {WITHOUT_COUNTS[kind]}; nothing is normalised again"
 
 
 def log_cp10k(counts):
@@ -23,6 +60,11 @@ def log_cp10k(counts):
         values *= scale[cells].astype(np.float32)
         np.log1p(values, out=values)
     return sparse.csr_matrix((data, matrix.indices, matrix.indptr), shape=matrix.shape, copy=False)
+
+
+def values_read(notes: Sequence[str]) -> str:
+    """Where the controls of an evaluation with these notes had their values from."""
+    return next((kind for kind in WITHOUT_COUNTS if note_on_values(kind) in notes), "counts")
 
 
 def standardised(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -77,7 +77,7 @@ def curves(history: Path | None) -> list[Drawing]:
     series = _series(history)
     losses = [name for name in ("train/loss", "validation/loss") if name in series]
     others = [name for name in series if name.endswith(("_accuracy", "_f1", "_pcc")) and name not in losses]
-    return [_curve_chart(names, series) for names in [losses, *([name] for name in others)] if names]
+    return [curve_chart(names, series) for names in [losses, *([name] for name in others)] if names]
 
 
 def _series(history: Path | None) -> dict[str, list[tuple[float, float]]]:
@@ -93,7 +93,8 @@ def _series(history: Path | None) -> dict[str, list[tuple[float, float]]]:
     return {name: points for name, points in series.items() if len(points) > 1}
 
 
-def _curve_chart(names: list[str], series: dict[str, list[tuple[float, float]]]) -> Drawing:
+def curve_chart(names: list[str], series: dict[str, list[tuple[float, float]]]) -> Drawing:
+    """One chart of at most two named series of (step, value)."""
     points = [point for name in names for point in series[name]]
     first, last = min(x for x, _ in points), max(x for x, _ in points)
     said = "".join(f"{name}, last value {number(series[name][-1][1])}; " for name in names)

@@ -29,6 +29,7 @@ def _environment():
         "size": numbers.size,
         "duration": numbers.duration,
         "interval": numbers.with_interval,
+        "bounds": _bounds,
         "thousands": lambda value: "–" if value is None else f"{value:,.0f}",
         "svg": lambda drawing: Markup(drawing.svg()),
     }
@@ -42,6 +43,14 @@ def _environment():
         "base-uri 'none'; form-action 'none'",
     }
     return environment
+
+
+def _bounds(text: str):
+    """'value [low, high]' with the bounds in one piece: on paper a narrow column breaks before them, never between them."""
+    from markupsafe import Markup, escape
+
+    value, bracket, bounds = str(text).partition(" [")
+    return Markup('{} <span class="bounds">[{}</span>').format(value, bounds) if bracket else escape(text)
 
 
 def render(template: str, **context: Any) -> str:

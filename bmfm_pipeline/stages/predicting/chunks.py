@@ -15,6 +15,7 @@ from bmfm_pipeline.training.prepared import batching_config, field_specs
 
 ROWS = 1024  # at most so many cells at a time
 LOGITS, EMBEDDINGS = "logits.", "embeddings."
+Edit = Callable[[Any, list[str]], Any]
 
 
 @dataclass
@@ -38,13 +39,17 @@ class _Columns:
 
 
 class ChunkPredictor:
-    """A model that takes chunks of one source. `run` must have the accelerator and precision of this machine settled."""
+    """A model that takes chunks of one source. `run` must have the accelerator and precision of this machine settled.
+
+    `edit` may change the values that the model reads: it gets them by cell and gene (CSR), with the names of the genes.
+    """
 
     def __init__(
         self, predictor: Predictor, source, network, run, batch_size: int | None, poolings: dict[str, Pooling]
     ):
         self.predictor, self.source, self.network, self.run, self.poolings = predictor, source, network, run, poolings
         self.batch_size = batch_size or run.data_module.evaluation_batch_size
+        self.edit: Edit | None = None
         self._columns: _Columns | None = None
 
     @property
@@ -122,6 +127,11 @@ class ChunkPredictor:
         from_counts, counts = predictor.values_from, None
         if from_counts:
             counts = predictor.chain.apply_genes(chunk, self.source.var_names)[usable][:, columns.order]
+        if self.edit is not None:
+            if counts is None:
+                values = self.edit(values, columns.genes)
+            else:
+                counts = self.edit(counts, columns.genes)
         store = MemoryStore(values, names, columns.genes, counts=counts)
         config = replace(
             batching_config(run, predictor.vocabularies, from_counts), max_length=run.data_module.evaluation_length

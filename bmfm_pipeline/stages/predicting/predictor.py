@@ -58,7 +58,9 @@ class Predictor:
             module, defaults = merge_settings(module, settings), left_to_defaults(defaults, settings)
             if "transforms" in settings.get("transform_kwargs", {}):
                 chain = build_chain(module["transform_kwargs"]["transforms"] or [])
-        module |= {"collation_strategy": "sequence_classification", "mlm": False, "masking_strategy": None}
+        module |= {"mlm": False, "masking_strategy": None}
+        if module.get("collation_strategy") != "sequence_labeling":
+            module["collation_strategy"] = "sequence_classification"
         plain = {
             "fields": stored["fields"],
             "label_columns": stored["label_columns"],

@@ -25,16 +25,18 @@ from bmfm_pipeline.storage.life.scratch import (
     scratch_of,
     used_now,
 )
+from bmfm_pipeline.storage.life.shared import holder, shared_runs
 from bmfm_pipeline.storage.life.verifying import DAY
 from bmfm_pipeline.storage.listing import list_files
 from bmfm_pipeline.storage.locks import exclusive
 from bmfm_pipeline.storage.quarantine import quarantined
+from bmfm_pipeline.storage.shared_run import SharedRun
 from bmfm_pipeline.storage.uris import join_uri, local_path
 
 # Made while a model is evaluated and read again by later evaluations of the same data and models, which do not name them as inputs.
 COMPANIONS = ("control", "embeddings")
 # Pages and tables about other artefacts: small, and kept with those.
-RESULTS = ("pipeline", "interpret", "study")
+RESULTS = ("pipeline", "interpret", "study", "benchmark")
 NAMED = "split"  # a split was given a name by a person, who may use it at any time
 REMOVED = "removed"
 _UNITS = {"h": DAY / 24, "d": DAY, "w": 7 * DAY}
@@ -50,7 +52,7 @@ def read_age(text: str) -> float:
 
 @dataclass(frozen=True)
 class Removal:
-    """Something that may go. `kind`: artefact, leftover, run, cache, quarantine, trash, upload or lock; `outcome` is filled when it was tried."""
+    """Something that may go. `kind`: artefact, leftover, run, shared run, cache, quarantine, trash, upload or lock; `outcome` is filled when it was tried."""
 
     kind: str
     uri: str
@@ -192,6 +194,12 @@ def _runs(inventory: Inventory, older_than: float, now: float) -> list[Removal]:
             continue
         why = "its artefact is published" if run.state == FINISHED else f"{run.state}, untouched for {_days(age)}"
         found.append(Removal("run", str(run.path), run.size, run.title, why))
+    for run in shared_runs(inventory):
+        age = now - run.touched
+        if run.state == RUNNING or age <= (min(JUST_NOW, older_than) if run.state == FINISHED else older_than):
+            continue
+        why = "its artefact is published" if run.state == FINISHED else f"{run.state}, untouched for {_days(age)}"
+        found.append(Removal("shared run", run.uri, run.size, run.title, why))
     return found
 
 
@@ -275,6 +283,10 @@ def _remove(inventory: Inventory, removal: Removal) -> str:
             if not free or has_living_lease(path):
                 return "stays: a process works in it"
             delete_folder(path, path.parent.parent)
+    elif removal.kind == "shared run":
+        if who := holder(removal.uri):
+            return f"stays: {who} works on it"
+        SharedRun(removal.uri).remove()
     elif removal.kind == "trash":
         delete_folder(path, path.parent.parent)
     elif removal.kind == "upload":

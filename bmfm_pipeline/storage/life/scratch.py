@@ -13,11 +13,11 @@ from bmfm_pipeline.errors import StorageError
 from bmfm_pipeline.storage.files import read_json
 from bmfm_pipeline.storage.holders import is_alive
 from bmfm_pipeline.storage.life.inventory import Inventory, Name, artefacts_named_in
+from bmfm_pipeline.storage.life.shared import FINISHED, RUNNING, STRANGE, UNFINISHED, shared_runs
 from bmfm_pipeline.storage.listing import size_and_time
 from bmfm_pipeline.storage.uris import local_path
 from bmfm_pipeline.storage.workspace import Workspace
 
-RUNNING, FINISHED, UNFINISHED, STRANGE = "running", "finished", "unfinished", "strange"
 _LEASE = "lease.json"
 JUST_NOW = 3600.0  # seconds: between two steps of a flow nobody holds the folder
 
@@ -108,6 +108,9 @@ def used_now(inventory: Inventory) -> dict[Name, str]:
             continue
         if in_use(path) or (not _is_published(job, inventory) and time.time() - size_and_time(path)[1] < JUST_NOW):
             found |= {name: f"in use by run {path.name[:12]}" for name in _uses(job)}
+    for run in shared_runs(inventory):  # of other machines
+        if run.state == RUNNING:
+            found |= {name: f"in use by {run.holder}" for name in run.uses}
     return found
 
 

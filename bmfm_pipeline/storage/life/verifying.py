@@ -13,6 +13,7 @@ from bmfm_pipeline.storage.cache import MANIFEST
 from bmfm_pipeline.storage.hashing import hash_file
 from bmfm_pipeline.storage.life.inventory import Inventory, Stored
 from bmfm_pipeline.storage.life.scratch import FINISHED, JUST_NOW, RUNNING, STRANGE, scratch_of
+from bmfm_pipeline.storage.life.shared import shared_runs
 from bmfm_pipeline.storage.quarantine import quarantined, set_aside
 from bmfm_pipeline.storage.uris import join_uri
 
@@ -163,6 +164,17 @@ def _of_runs(inventory: Inventory) -> list[Finding]:
                     "the same command goes on with it; `bmfm workspace gc` deletes it when it is old",
                 )
             )
+    for run in shared_runs(inventory):
+        age = time.time() - run.touched
+        if run.state == RUNNING or age <= (JUST_NOW if run.state in (FINISHED, STRANGE) else DAY):
+            continue
+        kind = {FINISHED: "finished run", STRANGE: "orphaned run"}.get(run.state, "unfinished run")
+        what = {
+            FINISHED: f"checkpoints of {run.title}, which is published",
+            STRANGE: "says of no job",
+        }.get(run.state, f"checkpoints of {run.title}, begun and not finished, for {age / DAY:.0f} days")
+        cure = "the same command goes on with it, on any machine; " if kind == "unfinished run" else ""
+        found.append(Finding(kind, run.uri, what, f"{cure}`bmfm workspace gc` deletes it when it is old"))
     return found
 
 

@@ -138,9 +138,24 @@ class PrefectServer:
     """A server on loopback with a worker for each pool, and the deployments of deployments/prefect.yaml."""
 
     def __init__(self, machine: Machine, port: int):
-        self.machine = machine
+        self.machine, self.port = machine, port
         self.page = f"http://127.0.0.1:{port}"
         self.status_before = self.git_status()
+        self.process: subprocess.Popen | None = None
+        self.workers: dict[str, subprocess.Popen] = {}
+
+    def start(self) -> None:
+        """Start the server; it takes seconds until it is `ready`."""
+        log = self.machine.folder / "server.log"
+        command = ("prefect", "server", "start", "--host", "127.0.0.1", "--port", self.port)
+        self.process = self.machine.start(*command, log=log)
+
+    def wait_until_ready(self) -> None:
+        wait_for(self.ready, 120, f"the server to answer (its log is {self.machine.folder / 'server.log'})", every=0.3)
+
+    def start_worker(self, pool: str) -> None:
+        log = self.machine.folder / f"worker-{pool}.log"
+        self.workers[pool] = self.machine.start("prefect", "worker", "start", "--pool", pool, log=log)
 
     def git_status(self) -> str | None:
         """What git says of the checkout that is deployed from; None when it is none."""
@@ -296,9 +311,8 @@ def server(tmp_path_factory, zheng68k_folder):
     )
     started = PrefectServer(machine, port)
     try:
-        log = folder / "server.log"
-        machine.start("prefect", "server", "start", "--host", "127.0.0.1", "--port", port, log=log)
-        wait_for(started.ready, 120, f"the server to answer (its log is {log})", every=0.3)
+        started.start()
+        started.wait_until_ready()
         pools = [machine.start("prefect", "work-pool", "create", pool, "--type", "process") for pool in ("cpu", "gpu")]
         for process in pools:
             assert finished(process, 60).returncode == 0
@@ -306,8 +320,8 @@ def server(tmp_path_factory, zheng68k_folder):
             "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", "deployments/prefect.yaml"
         )
         for pool in ("cpu", "gpu"):
-            machine.start("prefect", "worker", "start", "--pool", pool, log=folder / f"worker-{pool}.log")
-        deployed = finished(deploying, 120)
+            started.start_worker(pool)
+        deployed = finished(deploying, 300)
         assert deployed.returncode == 0, deployed.stdout + deployed.stderr
         yield started
     finally:

@@ -1,0 +1,145 @@
+"""Independent pieces of work: one after the other here, or wherever a flow spreads them."""
+
+import contextlib
+import logging
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from bmfm_pipeline.errors import PipelineError, Preempted
+from bmfm_pipeline.stages.jobs import STAGES, Job
+
+logger = logging.getLogger(__name__)
+Item, Value = TypeVar("Item"), TypeVar("Value")
+# (function, items, their names) -> what the function returned of each, in the order of the items.
+Mapper = Callable[[Callable[[Any], Any], Sequence[Any], Sequence[str]], list[Any]]
+_mapper: ContextVar[Mapper | None] = ContextVar("mapper", default=None)
+
+
+@contextlib.contextmanager
+def spread_by(mapper: Mapper | None) -> Iterator[None]:
+    """While inside, map_jobs hands its work to `mapper`."""
+    token = _mapper.set(mapper)
+    try:
+        yield
+    finally:
+        _mapper.reset(token)
+
+
+def map_jobs(
+    function: Callable[[Item], Value], items: Sequence[Item], *, names: Sequence[str] = (), at_once: int = 1
+) -> list[Value]:
+    """[function(item) for item in items], wherever a flow spreads them, else here: in order, or in `at_once` processes.
+
+    The function and the items must be picklable: a function of a module, or functools.partial of one, and plain values. What it returns
+    comes back in the order of the items; the first error in that order is raised. `names` are what people see of each item.
+    """
+    items = list(items)
+    mapper = _mapper.get()
+    if mapper is not None and len(items) > 1:
+        return mapper(function, items, [str(name) for name in names] or [str(at + 1) for at in range(len(items))])
+    if at_once > 1 and len(items) > 1:
+        import multiprocessing
+        from concurrent.futures import ProcessPoolExecutor
+
+        # Not forked: threads of numerical libraries do not survive it.
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(min(at_once, len(items)), mp_context=context) as pool:
+            return list(pool.map(function, items))
+    return [function(item) for item in items]
+
+
+@dataclass(frozen=True)
+class Work:
+    """Jobs to carry out one after the other. `point` is what they belong to, None where several need them."""
+
+    name: str
+    jobs: tuple[Job, ...]
+    point: Any = None
+
+
+@dataclass
+class Ended:
+    """What came of a piece of work: results by the keys of its jobs, and the error that it stopped at."""
+
+    results: dict[str, dict[str, Any]] = field(default_factory=dict)
+    error: Exception | None = None
+
+
+# Carries out one job for a point (None: for several) and returns the result of its stage.
+Begin = Callable[[Job, Any], dict[str, Any]]
+# Applies a function to all pieces of work and returns what it returned, in their order.
+Each = Callable[[Callable[[Work], Ended], list[Work]], Iterable[Ended]]
+
+
+def attempt(begin: Begin, work: Work) -> Ended:
+    """Carry out a piece of work; an error ends it and is kept, so that the others go on. Preempted is raised: then all of them stop."""
+    ended = Ended()
+    for job in work.jobs:
+        try:
+            ended.results[job.key] = begin(job, work.point)
+        except Preempted:
+            raise
+        except Exception as error:
+            logger.error("%s failed: %s", work.name, error)
+            if not isinstance(error, PipelineError):
+                logger.error("%s", traceback.format_exc())
+            ended.error = error
+            break
+    return ended
+
+
+def carry_out(
+    points: Sequence[Any], uses: Mapping[str, int], run: Callable[[list[Work]], Iterable[Ended]]
+) -> tuple[dict[str, dict[str, Any]], dict[str, Exception]]:
+    """Carry out the jobs of all points: (results by the key of a job, the error of each point that failed, by its name).
+
+    A point has a `name` and `jobs` in order; `uses` counts by the key of a job how many points need it. What several need is made first,
+    stage by stage. A point fails with the first of its jobs that did; a job that all points need raises its error.
+    """
+    results: dict[str, dict[str, Any]] = {}
+    broken: dict[str, Exception] = {}
+    every = {job.key: job for point in points for job in point.jobs}
+    for stage in STAGES:
+        shared = [job for job in every.values() if job.stage == stage and uses[job.key] > 1]
+        for wave in _waves(shared):
+            ready = [job for job in wave if not _needs(job, broken)]
+            broken |= {job.key: _needs(job, broken) for job in wave if _needs(job, broken)}
+            works = [Work(f"{job.title} of {job.name}", (job,)) for job in ready]
+            for job, ended in zip(ready, run(works) if works else (), strict=True):
+                results |= ended.results
+                if ended.error is not None:
+                    if uses[job.key] == len(points):
+                        raise ended.error
+                    broken[job.key] = ended.error
+    failed = {}
+    left = []
+    for point in points:
+        reason = next((broken[job.key] for job in point.jobs if job.key in broken), None)
+        if reason is not None:
+            failed[point.name] = reason
+        else:
+            left.append(Work(point.name, tuple(job for job in point.jobs if uses[job.key] == 1), point))
+    for work, ended in zip(left, run(left) if left else (), strict=True):
+        results |= ended.results
+        if ended.error is not None:
+            failed[work.name] = ended.error
+    return results, {point.name: failed[point.name] for point in points if point.name in failed}
+
+
+def _waves(jobs: list[Job]) -> list[list[Job]]:
+    """Jobs of one stage in groups, none of which needs a job of its own or a later group."""
+    waves: list[list[Job]] = []
+    left = list(jobs)
+    while left:
+        keys = {job.key for job in left}
+        now = [job for job in left if not any(entry["id"] in keys for entry in job.inputs.values())]
+        waves.append(now or left)
+        left = [job for job in left if job not in waves[-1]]
+    return waves
+
+
+def _needs(job: Job, broken: Mapping[str, Exception]) -> Exception | None:
+    return next((broken[entry["id"]] for entry in job.inputs.values() if entry["id"] in broken), None)

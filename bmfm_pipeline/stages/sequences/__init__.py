@@ -1,0 +1,1 @@
+"""Preprocessing of nucleotide sequences: the same steps as for cells, on tables of sequences."""

@@ -28,7 +28,10 @@ def test_a_cluster_makes_the_same_artefacts_with_the_same_numbers(tmp_path, fini
         {"name": "tested", "overrides": ["evaluate.task.num_bootstrap_runs=150"]},
     ]
     datasets = [{"dataset": str(finished.file), "name": "mini", "label": "celltype"}]
-    path.write_text(yaml.safe_dump({"name": "two", "datasets": datasets, "models": models, "overrides": AS_FINISHED}))
+    fewer = ["evaluate.evaluation.controls=[majority]"]
+    path.write_text(
+        yaml.safe_dump({"name": "two", "datasets": datasets, "models": models, "overrides": [*AS_FINISHED, *fewer]})
+    )
     there = tmp_path / "there" / "workspace"
     shutil.copytree(finished.workspace, there)
 
@@ -48,7 +51,15 @@ def test_a_cluster_makes_the_same_artefacts_with_the_same_numbers(tmp_path, fini
         ours, theirs = (load_artefact(uri) for uri in (cell.evaluation.uri, spread["cells"][cell.name]))
         assert ours.key == theirs.key and theirs.uri.startswith(str(there))
         metrics = [read_json(artefact.local_file("metrics.json")) for artefact in (ours, theirs)]
-        assert metrics[0] == metrics[1]
+        for own, other in zip(*metrics, strict=True):
+            assert own.keys() == other.keys() and own["metric"] == other["metric"] and own["model"] == other["model"]
+            # Linear models of other processes differ in their last digits.
+            for name in ("value", "ci_low", "ci_high"):
+                assert (
+                    own[name] == other[name]
+                    if own["model"] == "model"
+                    else own[name] == pytest.approx(other[name], rel=1e-3)
+                )
         models = [load_artefact(job.uri) for job in (cell.jobs[-2],)]
         weights = {name: entry["sha256"] for name, entry in models[0].files.items() if name.endswith(".safetensors")}
         twin = load_artefact(models[0].uri.replace(finished.workspace, str(there)))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bmfm_pipeline import cli
-from bmfm_pipeline.storage import read_json
+from bmfm_pipeline.storage import Workspace, list_artefacts, read_json
 
 KIND = "celltype"  # the one obs column there is stands in for the donor
 
@@ -64,7 +64,8 @@ def test_two_evaluations_by_their_addresses(finished, by_group, tmp_path):
 def test_models_datasets_and_words_stand_for_evaluations(finished, by_group):
     first = finished.artefacts["evaluate"]
     _, by_words, _ = compare(finished, "previous", "latest")
-    assert (by_words["a"]["evaluation"], by_words["b"]["evaluation"]) == (first, by_group)
+    newest = [artefact.uri for artefact in list_artefacts(Workspace(finished.workspace), "evaluate")]
+    assert (by_words["a"]["evaluation"], by_words["b"]["evaluation"]) == (newest[1], newest[0])
     _, by_model, _ = compare(finished, first, finished.artefacts["finetune"])
     assert by_model["b"]["evaluation"] == by_group, "the newest of the model"
     _, by_name, _ = compare(finished, first, by_model["b"]["dataset"])

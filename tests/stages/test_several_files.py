@@ -120,10 +120,10 @@ class TestWhichFiles:
             find_source(compose("fine_tune_train_config", ["dataset=zheng68k-mini", f"{KWARGS}.cell_names=prefix"]))
 
     def test_a_folder_without_h5ad_files_is_refused_by_the_command_line(self, tmp_path, capsys):
-        (tmp_path / "dna").mkdir()
-        (tmp_path / "dna" / "train.csv").write_text("sequence,label\n")
-        assert cli.main(["plan", str(tmp_path / "dna")]) == 2
-        assert "dna: is a folder; name an h5ad file in it" in capsys.readouterr().err
+        (tmp_path / "notes").mkdir()
+        (tmp_path / "notes" / "read.me").write_text("later\n")
+        assert cli.main(["plan", str(tmp_path / "notes")]) == 2
+        assert "notes: is a folder; name an h5ad file in it" in capsys.readouterr().err
 
     def test_a_dataset_of_the_catalogue(self, write, tmp_path, monkeypatch, capsys):
         write("a")

@@ -1,6 +1,7 @@
 """`bmfm deploy` on a real server: made, changed, kept, removed, and what its automations do when an event comes."""
 
 import json
+import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -25,6 +26,17 @@ LAB = {
     "automations": {"finetune_on": ["regressed"], "notify_on": ["regressed", "failed"]},
 }
 FLOWS = ("preprocess", "pretrain", "finetune", "evaluate", "reevaluate", "interpret", "pipeline")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_datasets(tmp_path_factory):
+    """A packaged catalogue of two datasets: each is seven deployments, and every call compares all of them with the server's."""
+    folder = tmp_path_factory.mktemp("datasets")
+    for name in ("zheng68k-mini", "zheng68k"):
+        shutil.copy(catalogue.FOLDER / f"{name}.yaml", folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(catalogue, "FOLDER", folder)
+        yield
 
 
 @pytest.fixture(scope="module")

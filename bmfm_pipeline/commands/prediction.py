@@ -87,11 +87,15 @@ def predict_as_configured(run, arguments: argparse.Namespace) -> dict[str, Any]:
 def _say(found: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
     genes = found["genes"]
     rate = f" ({found['cells_per_s']:.0f} cells/s)" if found["cells_per_s"] else ""
-    lines = [f"{found['cells']} cells predicted{rate}"]
+    what = "cells" if genes is not None else "sequences"
+    lines = [f"{found['cells']} {what} predicted{rate}"]
     lines += [f"  {file}" for file in found["files"]]
     lines.append(f"{found['tensors_loaded']} tensors of the model were loaded, none was missing or left over")
-    lines.append(f"{genes['known']} of {genes['genes']} genes are known to the model")
-    lines += [f"{count} cells have no label: {reason}" for reason, count in found["reasons"].items()]
+    if genes is not None:
+        lines.append(f"{genes['known']} of {genes['genes']} genes are known to the model")
+    if too_long := found.get("longer_than_the_model"):
+        lines.append(f"{too_long} sequences are longer than the model reads and were cut")
+    lines += [f"{count} {what} have no label: {reason}" for reason, count in found["reasons"].items()]
     for name, entry in found["unknown"].items():
         lines.append(f"{entry['cells']} cells are called unknown: their {name} is less sure than {entry['below']:.3f}")
     lines += [

@@ -74,6 +74,11 @@ def refuse_held_out_keys(test: RunConfig) -> None:
 
 def plan_data(test: RunConfig, model: Artefact, name: str, place: Workspace) -> Job:
     """The preprocessing of other data for a model: nothing is fitted, no cell is filtered out, all cells are test cells."""
+    if test.data_module.sequences is not None:
+        raise ConfigError(
+            "evaluate: these sequences are not those that the model was made from, and tests on other sequences are not offered; `bmfm predict` "
+            "gives its predictions for them"
+        )
     run = preparing_run(test, model)
     inputs = source_inputs(run, place) | transforms_input(_address(model), place.memo)
     return make_job("preprocess", name, place, run.model_dump(mode="json"), run.key_view("preprocess"), inputs)

@@ -168,10 +168,9 @@ def _existing(uri: str, processed: bool = False, hint: str = "") -> Source:
 
 def source_inputs(run, workspace: Workspace) -> dict[str, dict[str, Any]]:
     """The inputs of preprocessing by role, each with the hash of its content."""
-    if run.data_module.sequences is not None:
-        inputs = {"source": sequence_input(run, workspace)}
-    else:
-        inputs = {"source": cells_input(run, workspace), **_table_inputs(run, workspace)}
+    inputs = {"source": cells_input(run, workspace)}
+    if run.data_module.sequences is None:
+        inputs |= _table_inputs(run, workspace)
     if folder := _tokenizer_folder(run):
         path = require_path(folder, "tokenizer")
         if not exists(path):
@@ -199,7 +198,9 @@ def _table_inputs(run, workspace: Workspace) -> dict[str, dict[str, Any]]:
 
 
 def cells_input(run, workspace: Workspace) -> dict[str, Any]:
-    """The file or files that hold the cells of a run, as an input."""
+    """The file or files that hold the cells, or sequences, of a run, as an input."""
+    if run.data_module.sequences is not None:
+        return sequence_input(run, workspace)
     source = find_source(run)
     if source.builder:
         return {"id": _builder_hash(source.builder), "uri": source.uri}

@@ -31,6 +31,7 @@ from bmfm_pipeline.stages.predicting.mapping import CellMap, check_batch_column
 from bmfm_pipeline.stages.predicting.poolings import named_poolings
 from bmfm_pipeline.stages.predicting.predictor import Predictor
 from bmfm_pipeline.stages.predicting.rows import Answers
+from bmfm_pipeline.stages.predicting.sequences import SequenceChunks, SequenceInput, refuse_for_sequences
 from bmfm_pipeline.stages.predicting.tables import blocks, count_unknown, table_names, write_tables
 from bmfm_pipeline.stages.predicting.unfinished import PredictedCells
 from bmfm_pipeline.stages.prediction_settings import settings_of_config
@@ -56,6 +57,7 @@ BY_DEFAULT = (
     "%s does not say how cells are prepared for it, so these settings are used: %s. Change one with data_module.KEY=VALUE, and compare "
     "predictions with known ones before relying on them"
 )
+TOO_LONG = "%d of %d sequences have more pieces than the model reads (%d with the special ones) and were cut there"
 UNKNOWN_VALUES = "%d expression values were not among those of the training cells and were read as [UNK]"
 
 
@@ -119,9 +121,14 @@ def predict_file(
         )
     answers = Answers(predictor, asked.unknown_below)
     poolings = named_poolings(asked.poolings or [predictor.pooling])
-    local = readable(localise(file), place)
-    source = open_source(local, layer, duplicates_rule(predictor))
-    genes = check_input(source, predictor)
+    if predictor.reads_sequences:
+        refuse_for_sequences(layer, asked.annotated)
+        local, genes, kind = localise(file), None, SequenceChunks
+        source = SequenceInput.open(local, predictor.run.data_module.sequences)
+    else:
+        local, kind = readable(localise(file), place), ChunkPredictor
+        source = open_source(local, layer, duplicates_rule(predictor))
+        genes = check_input(source, predictor)
     check_batch_column(source, asked.batch_column)
     source.forget_tables()
     output = local_path(output)
@@ -134,7 +141,7 @@ def predict_file(
     if predictor.defaults:
         logger.warning(BY_DEFAULT, model, "; ".join(predictor.defaults))
     run = settled(predictor.run)
-    chunks = ChunkPredictor(predictor, source, network, run, batch_size, poolings)
+    chunks = kind(predictor, source, network, run, batch_size, poolings)
     follows_from = {
         "model": named.id,
         "input": content_hash(local, place.memo),
@@ -163,6 +170,9 @@ def predict_file(
         summary["cells_per_s"] = _predict(chunks, cells, tell)
         reasons = cells.counts_by_reason()
         summary |= {"unusable": sum(reasons.values()), "reasons": reasons, "genes": genes}
+        if too_long := getattr(chunks, "too_long", 0):
+            summary["longer_than_the_model"] = too_long
+            logger.warning(TOO_LONG, too_long, source.n_cells, run.data_module.evaluation_length)
         with disk_errors(output, "--output"):
             summary |= _write(output, target, source, cells, answers, asked, list(poolings), str(model), named.id)
         summary["unknown"] = count_unknown(cells, answers)

@@ -117,8 +117,7 @@ class ChunkPredictor:
         return self._columns
 
     def _predict(self, cells: list[str], chunk, applied, usable: np.ndarray, on_cells: Callable[[int], None]):
-        from bmfm_pipeline.batching import BatchBuilder, CellDataset, EpochBatchSampler, make_loader
-        from bmfm_pipeline.evaluation.inference import predict_loader
+        from bmfm_pipeline.batching import BatchBuilder
 
         columns, predictor, run = self._of_genes(applied.gene_names), self.predictor, self.run
         values = applied.values[usable][:, columns.order]
@@ -136,10 +135,17 @@ class ChunkPredictor:
         config = replace(
             batching_config(run, predictor.vocabularies, from_counts), max_length=run.data_module.evaluation_length
         )
-        builder = BatchBuilder(store, columns.fields, config, **columns.options)
+        return self._through(BatchBuilder(store, columns.fields, config, **columns.options), len(usable), on_cells)
+
+    def _through(self, builder, n: int, on_cells: Callable[[int], None]):
+        """(what the model says of the `n` rows of a builder, in order, how many of their values are unknown)."""
+        from bmfm_pipeline.batching import CellDataset, EpochBatchSampler, make_loader
+        from bmfm_pipeline.evaluation.inference import predict_loader
+
+        predictor, run = self.predictor, self.run
         loader = make_loader(
-            CellDataset(builder, np.arange(len(usable)), evaluation=True),
-            EpochBatchSampler(len(usable), self.batch_size, shuffle=False),
+            CellDataset(builder, np.arange(n), evaluation=True),
+            EpochBatchSampler(n, self.batch_size, shuffle=False),
             num_workers=1,
         )
         found = predict_loader(

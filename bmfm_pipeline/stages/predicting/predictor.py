@@ -31,6 +31,11 @@ class Predictor:
     published: bool = False  # elsewhere, without settings of the data; `defaults` are those that nobody has chosen
     defaults: tuple[str, ...] = ()
 
+    @property
+    def reads_sequences(self) -> bool:
+        """Whether the model reads sequences of nucleotides, not cells."""
+        return self.run.data_module.sequences is not None
+
     @classmethod
     def open(cls, folder: str | Path, settings: dict[str, Any] | None = None, insist: bool = True) -> "Predictor":
         """Read what a training stage exported.
@@ -47,6 +52,7 @@ class Predictor:
         stored = read_json(folder / "bmfm.json")
         module = with_kept_tables(stored["data_module"], folder)
         chain, defaults = Chain.from_json(read_json(folder / "transforms.json")), stored.get("defaults")
+        of_sequences = module.get("sequences") is not None
         if defaults is None and not insist:
             settings = None
         if settings and defaults is None:
@@ -78,7 +84,7 @@ class Predictor:
                 names[name] = sorted(ids, key=ids.get)
         trainer = read_json(folder / "run_config.json")["trainer"] if (folder / "run_config.json").exists() else {}
         vocabularies = MultiFieldVocabulary.load(folder)
-        if "genes" not in vocabularies:
+        if "genes" not in vocabularies and not of_sequences:
             raise CheckpointError(f"{folder}: reads {', '.join(vocabularies)}, so it cannot predict for cells of genes")
         try:
             run = RunConfig.model_validate({**plain, "task": {"kind": "predict"}})

@@ -299,7 +299,7 @@ def transform(job: Job, on_progress: Progress) -> dict[str, Any]:
     if (job.staging / "leakage.json").exists():
         plain["leakage"] = read_json(job.staging / "leakage.json")
     write_json_atomic(job.staging / "report.json", plain)
-    write_json_atomic(job.staging / "transforms.json", {"sequences": settings.preprocess_view()})
+    write_json_atomic(job.staging / "transforms.json", [])  # of genes; how sequences are read goes with the config
     return {
         "uri": str(file),
         "hash": hash_file(file),

@@ -195,6 +195,7 @@ def test_servers_that_do_not_answer_and_settings_that_hide_them(monkeypatch, unu
     assert only(found, "MLflow").status == FAIL and unused_address in only(found, "MLflow").found
     monkeypatch.setenv("http_proxy", "http://proxy.example:3128")
     monkeypatch.setenv("no_proxy", "")
+    monkeypatch.delenv("NO_PROXY", raising=False)
     found += servers._proxies(unused_address)
     assert only(found, "proxy").status == WARN and only(found, "proxy").mend == "export no_proxy=127.0.0.1"
     assert only(found, "telemetry").mend == "unset PREFECT_SERVER_ANALYTICS_ENABLED"

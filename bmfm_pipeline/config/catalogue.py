@@ -19,7 +19,7 @@ from bmfm_pipeline.config.sections import LabelColumnInfo
 from bmfm_pipeline.config.sequences import SequencesConfig
 from bmfm_pipeline.config.splits import SplitConfig
 from bmfm_pipeline.config.strict import Section, readable
-from bmfm_pipeline.config.yaml_files import not_yaml
+from bmfm_pipeline.config.yaml_files import named_yaml, not_yaml
 from bmfm_pipeline.errors import ConfigError, did_you_mean
 from bmfm_pipeline.storage import is_pattern, is_remote, local_path
 
@@ -257,17 +257,7 @@ def _read(path: Path) -> DatasetEntry:
 
 def _files() -> dict[str, Path]:
     """{name: YAML file}; the packaged ones first."""
-    found = {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
-    for folder in filter(None, os.environ.get("BMFM_DATASETS", "").split(os.pathsep)):
-        if not Path(folder).is_dir():
-            raise ConfigError(f"BMFM_DATASETS: {folder} is no folder; name folders that hold dataset YAML files")
-        for path in sorted(Path(folder).glob("*.yaml")):
-            if path.stem in found:
-                raise ConfigError(
-                    f"{path}: a dataset '{path.stem}' is there already ({found[path.stem]}); choose another name"
-                )
-            found[path.stem] = path
-    return found
+    return named_yaml(FOLDER, "BMFM_DATASETS", "dataset")
 
 
 def list_entries() -> list[DatasetEntry]:

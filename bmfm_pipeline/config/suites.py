@@ -9,7 +9,7 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from bmfm_pipeline.config.strict import Section, readable
-from bmfm_pipeline.config.yaml_files import not_yaml
+from bmfm_pipeline.config.yaml_files import named_yaml, not_yaml
 from bmfm_pipeline.errors import ConfigError, did_you_mean
 from bmfm_pipeline.storage import check_allowed
 
@@ -110,17 +110,7 @@ def load_suite(name: str | os.PathLike) -> Suite:
 
 
 def _files() -> dict[str, Path]:
-    found = {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
-    for folder in filter(None, os.environ.get("BMFM_SUITES", "").split(os.pathsep)):
-        if not Path(folder).is_dir():
-            raise ConfigError(f"BMFM_SUITES: {folder} is no folder; name folders that hold suite YAML files")
-        for path in sorted(Path(folder).glob("*.yaml")):
-            if path.stem in found:
-                raise ConfigError(
-                    f"{path}: a suite '{path.stem}' is there already ({found[path.stem]}); choose another name"
-                )
-            found[path.stem] = path
-    return found
+    return named_yaml(FOLDER, "BMFM_SUITES", "suite")
 
 
 def _read(path: Path, own: bool = False) -> Suite:

@@ -1,5 +1,6 @@
 """A person's own YAML files as text: which keys they set, and keys that are written twice."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -112,3 +113,18 @@ def groups_in(path: Path) -> dict[str, str]:
                 name = key.value.removeprefix("override ").removeprefix("optional ").strip("/")
                 chosen[name.split("@")[0].replace("/", ".")] = value.value if isinstance(value, yaml.ScalarNode) else ""
     return chosen
+
+
+def named_yaml(packaged: Path, variable: str, what: str) -> dict[str, Path]:
+    """{name: YAML file} of a packaged folder, then of those that the environment variable names; ConfigError for a name given twice."""
+    found = {path.stem: path for path in sorted(packaged.glob("*.yaml"))}
+    for folder in filter(None, os.environ.get(variable, "").split(os.pathsep)):
+        if not Path(folder).is_dir():
+            raise ConfigError(f"{variable}: {folder} is no folder; name folders that hold {what} YAML files")
+        for path in sorted(Path(folder).glob("*.yaml")):
+            if path.stem in found:
+                raise ConfigError(
+                    f"{path}: a {what} '{path.stem}' is there already ({found[path.stem]}); choose another name"
+                )
+            found[path.stem] = path
+    return found

@@ -90,19 +90,19 @@ def _refuse(text: str, token: tuple[str, str, int] | None) -> None:
 
 
 def _sum(tokens, text: str, depth: int):
-    left, rest = _product(tokens, text, depth)
-    while rest and rest[0][1] in ("+", "-"):
-        sign = rest[0][1]
-        right, rest = _product(rest[1:], text, depth)
-        left = _both(sign, left, right, text)
-    return left, rest
+    return _from_the_left(("+", "-"), _product, tokens, text, depth)
 
 
 def _product(tokens, text: str, depth: int):
-    left, rest = _factor(tokens, text, depth)
-    while rest and rest[0][1] in ("*", "/"):
+    return _from_the_left(("*", "/"), _factor, tokens, text, depth)
+
+
+def _from_the_left(signs: tuple[str, str], part, tokens, text: str, depth: int):
+    """Parts with one of the signs between them, put together from the left; (rule, tokens that are left)."""
+    left, rest = part(tokens, text, depth)
+    while rest and rest[0][1] in signs:
         sign = rest[0][1]
-        right, rest = _factor(rest[1:], text, depth)
+        right, rest = part(rest[1:], text, depth)
         left = _both(sign, left, right, text)
     return left, rest
 

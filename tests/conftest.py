@@ -5,12 +5,19 @@ Two processes run the tests side by side (pytest-xdist): a module stays in one o
 
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
 
+SIDE_BY_SIDE = "PYTEST_XDIST_WORKER" in os.environ
+if SIDE_BY_SIDE:
+    # Threads of processes that run side by side would wait for each other at every step. Libraries read this when they are loaded.
+    for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"):
+        os.environ.setdefault(_name, "1")
+
 # Fixtures of tests/e2e and tests/faults: real processes, and the one Prefect server with its workers.
-from machines import (  # noqa: F401
+from machines import (  # noqa: E402, F401
     _finished,
     _wait_for,
     make_machine,
@@ -47,10 +54,6 @@ ON_THE_SERVER = (
     "test_server_pages.py",
     "test_prefect_runs.py",
 )
-
-if os.environ.get("PYTEST_XDIST_WORKER"):
-    # Threads of processes that run side by side would wait for each other at every step.
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_collection_modifyitems(items):
@@ -110,6 +113,13 @@ def prepared(mini_h5ad, tmp_path_factory) -> Path:
     workspace = tmp_path_factory.mktemp("training-workspace")
     jobs = plan_stage("preprocess", str(mini_h5ad), label="celltype", workspace=str(workspace))
     return Path(run_stage(jobs[-1])["uri"])
+
+
+@pytest.fixture(autouse=SIDE_BY_SIDE)
+def _threads_stay_one():
+    """Whatever a test before this one has set; a compiled loop of numba sets as many as there are processors, for torch too."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
 
 
 @pytest.fixture(scope="module")

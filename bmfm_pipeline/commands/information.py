@@ -1,7 +1,9 @@
 """`bmfm doctor`: what a run would meet on this machine, and how to mend it."""
 
 import argparse
+import contextlib
 import os
+from collections.abc import Iterator
 from typing import Any
 
 from bmfm_pipeline.commands.checkup import FAIL, OK, WARN, Finding, check_all
@@ -18,16 +20,14 @@ class Diagnosis(dict):
 
 def doctor(arguments: argparse.Namespace) -> dict[str, Any]:
     """Check versions, machine, workspace and servers; a line each as soon as it is known."""
-    os.environ.setdefault(
-        "BMFM_RETRIES", "1"
-    )  # an answer now, not one that waits out a store that is away for a minute
     found: list[Finding] = []
-    for finding in check_all(Workspace()):
-        found.append(finding)
-        if not arguments.json:
-            print(f"{MARKS[finding.status]}  {finding.name:<22} {finding.found}", flush=True)
-            if finding.mend:
-                print(f"      {'':<22} -> {finding.mend}", flush=True)
+    with _answering_now():
+        for finding in check_all(Workspace()):
+            found.append(finding)
+            if not arguments.json:
+                print(f"{MARKS[finding.status]}  {finding.name:<22} {finding.found}", flush=True)
+                if finding.mend:
+                    print(f"      {'':<22} -> {finding.mend}", flush=True)
     worst = next((status for status in (FAIL, WARN) if any(one.status == status for one in found)), OK)
     if not arguments.json:
         counts = {status: sum(one.status == status for one in found) for status in (FAIL, WARN)}
@@ -35,6 +35,19 @@ def doctor(arguments: argparse.Namespace) -> dict[str, Any]:
     diagnosis = Diagnosis(status=worst, checks=[vars(one) for one in found])
     diagnosis.exit_code = 1 if worst == FAIL else 0
     return diagnosis
+
+
+@contextlib.contextmanager
+def _answering_now() -> Iterator[None]:
+    """A store that is away is not waited for, unless somebody says how often it is tried."""
+    if "BMFM_RETRIES" in os.environ:
+        yield
+        return
+    os.environ["BMFM_RETRIES"] = "1"
+    try:
+        yield
+    finally:
+        del os.environ["BMFM_RETRIES"]
 
 
 def _verdict(counts: dict[str, int]) -> str:

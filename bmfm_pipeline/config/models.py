@@ -27,6 +27,8 @@ class ModelConfig(Section):
     the same values is added to the scores of every label column. Both need a continuous field. `perturbation_vectors`: every position is
     given the sum of the vectors of the perturbed genes, which start at zero; needs the field perturbations. `gene_vectors`: what the embedding of
     genes starts from without a checkpoint, random numbers or svd, the singular vectors of the training cells' expression.
+    `convolution_layers`: convolutions over `convolution_width` (odd) neighbouring positions between the embeddings and the first layer,
+    for sequences, whose positions have neighbours.
     """
 
     model_type: str
@@ -38,7 +40,7 @@ class ModelConfig(Section):
     hidden_dropout_prob: float = Field(0.1, ge=0, lt=1)
     attention_probs_dropout_prob: float = Field(0.1, ge=0, lt=1)
     classifier_dropout: float | None = Field(None, ge=0, lt=1)
-    classifier_pooling: Literal["cls", "mean"] | None = None
+    classifier_pooling: Literal["cls", "mean", "max"] | None = None
     initializer_range: float | None = Field(0.02, gt=0)
     layer_norm_eps: float = Field(1e-12, gt=0)
     pad_token_id: int = 2
@@ -47,6 +49,8 @@ class ModelConfig(Section):
     cell_summary: bool = False
     linear_path: bool = False
     perturbation_vectors: bool = False
+    convolution_layers: int = Field(0, ge=0)
+    convolution_width: int = Field(11, gt=0)
     gradient_checkpointing: bool = False
     gene_vectors: Literal["random", "svd"] = "random"
     checkpoint: str | None = None
@@ -61,6 +65,8 @@ class ModelConfig(Section):
         for name in ("intermediate_size", "initializer_range"):
             if getattr(self, name) is None and type(self).model_fields[name].default is not None:
                 raise ValueError(f"{name} is null, which only scllama can make something of; give a number")
+        if self.convolution_width % 2 == 0:
+            raise ValueError(f"convolution_width is {self.convolution_width}; it must be odd")
         return self
 
 

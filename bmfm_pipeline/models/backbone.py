@@ -8,6 +8,7 @@ from transformers.utils import ModelOutput
 from bmfm_pipeline.models.attention import key_mask
 from bmfm_pipeline.models.configuration import MultitaskConfig
 from bmfm_pipeline.models.embeddings import FieldEmbeddings
+from bmfm_pipeline.models.neighbourhood import Neighbourhood
 from bmfm_pipeline.models.packing import Packing
 from bmfm_pipeline.models.pooling import Pooler
 
@@ -47,6 +48,12 @@ class Backbone(nn.Module):
     def __init__(self, config: MultitaskConfig):
         super().__init__()
         self.embeddings = FieldEmbeddings(config)
+        self._surround(config)
+
+    def _surround(self, config: MultitaskConfig) -> None:
+        """Make what stands between the embeddings and the encoder, and behind it."""
+        # Made only where asked for, so that weights without it keep their names.
+        self.neighbourhood = Neighbourhood(config) if config.convolution_layers else None
         self.pooler = Pooler(config.hidden_size, config.classifier_pooling)
 
     def encode(
@@ -78,6 +85,8 @@ class Backbone(nn.Module):
         if packing is not None:
             return self._forward_packed(input_ids, inputs_embeds, packing, output_hidden_states, first_only)
         hidden = self.embeddings(input_ids) if inputs_embeds is None else inputs_embeds
+        if self.neighbourhood is not None:
+            hidden = self.neighbourhood(hidden, key_mask(attention_mask))
         if first_only and (first := self.encode_first(hidden, attention_mask)) is not None:
             return self._output_of_first(first)
         last, states, weights = self.encode(hidden, attention_mask, output_hidden_states, output_attentions)
@@ -102,6 +111,8 @@ class Backbone(nn.Module):
             hidden = packing.pack(inputs_embeds)
         else:
             hidden = self.embeddings(packing.pack(input_ids.transpose(1, 2)).transpose(1, 2), packing.places)
+        if self.neighbourhood is not None:
+            hidden = self.neighbourhood.of_stream(hidden, packing)
         if first_only and (first := self.encode_first(hidden, packing)) is not None:
             return self._output_of_first(first)
         last, states, _ = self.encode(hidden, packing, keep_states, False)

@@ -17,9 +17,10 @@ class MultitaskConfig(PretrainedConfig):
     """Shared by all backbones: the fields that go in, the heads that come out.
 
     `fields` and `label_columns` are lists of plain dictionaries in the spelling of the run configuration. `pad_token_id` is the
-    tokenizer's. `classifier_pooling` is `cls` (position 0) or `mean` (over all unpadded positions). `cell_summary`: position 0 is given
-    the sum of the cell's gene vectors, weighted by their values. `linear_path`: a linear classifier of the same values is added to the
-    scores of every label column. `perturbation_vectors`: every position is given the sum of vectors of the perturbed genes.
+    tokenizer's. `classifier_pooling` is `cls` (position 0), `mean` or `max` (over all unpadded positions). `cell_summary`: position 0 is
+    given the sum of the cell's gene vectors, weighted by their values. `linear_path`: a linear classifier of the same values is added to
+    the scores of every label column. `perturbation_vectors`: every position is given the sum of vectors of the perturbed genes.
+    `convolution_layers`: convolutions over `convolution_width` neighbouring positions between the embeddings and the first layer.
     """
 
     model_type = "bmfm_multitask"
@@ -44,6 +45,8 @@ class MultitaskConfig(PretrainedConfig):
     cell_summary: bool = False
     linear_path: bool = False
     perturbation_vectors: bool = False
+    convolution_layers: int = 0
+    convolution_width: int = 11
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
@@ -62,8 +65,10 @@ class MultitaskConfig(PretrainedConfig):
             raise ConfigError(
                 f"model.position_embedding_type is {self.position_embedding_type!r}; there are null, 'absolute' and 'sinusoidal'"
             )
-        if self.classifier_pooling not in ("cls", "mean"):
-            raise ConfigError(f"model.classifier_pooling is {self.classifier_pooling!r}; there are 'cls' and 'mean'")
+        _one_of("classifier_pooling", self.classifier_pooling, ("cls", "mean", "max"))
+        if self.convolution_layers < 0:
+            raise ConfigError(f"model.convolution_layers is {self.convolution_layers}; it is 0 or more")
+        _has_a_middle("convolution_width", self.convolution_width)
 
     @cached_property
     def model_fields(self) -> list[ModelField]:
@@ -173,13 +178,10 @@ class SCNystromformerConfig(MultitaskConfig):
     def check(self) -> None:
         super().check()
         _one_of("inverse_method", self.inverse_method, ("original", "newton", "chebyshev"))
-        for name in ("num_landmarks", "conv_kernel_size", "inverse_n_iter"):
+        for name in ("num_landmarks", "inverse_n_iter"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"model.{name} is {getattr(self, name)}; it is 1 or more")
-        if self.conv_kernel_size % 2 == 0:
-            raise ConfigError(
-                f"model.conv_kernel_size is {self.conv_kernel_size}; it is odd, so that a window has a middle"
-            )
+        _has_a_middle("conv_kernel_size", self.conv_kernel_size)
 
 
 class SCModernBertConfig(MultitaskConfig):
@@ -263,6 +265,11 @@ def _one_of(key: str, value: Any, known: tuple) -> None:
     if value not in known:
         listed = ", ".join("null" if one is None else repr(one) for one in known)
         raise ConfigError(f"model.{key} is {value!r}; there are {listed}")
+
+
+def _has_a_middle(key: str, width: int) -> None:
+    if width < 1 or width % 2 == 0:
+        raise ConfigError(f"model.{key} is {width}; it is odd and 1 or more, so that a window has a middle")
 
 
 def describe_label_dict(values: Mapping[str, int]) -> dict[str, Any]:

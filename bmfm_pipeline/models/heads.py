@@ -10,6 +10,7 @@ from bmfm_pipeline.models.dropout import Dropout
 from bmfm_pipeline.models.embeddings import FieldEmbeddings
 from bmfm_pipeline.models.expressed import ExpressionRows, GeneScores
 from bmfm_pipeline.models.schema import MVC_STYLES, ModelField, ModelLabel, module_name
+from bmfm_pipeline.models.words import WordScores
 
 
 class _Reversal(torch.autograd.Function):
@@ -207,11 +208,10 @@ class _LabelDecoder(nn.Module):
         layers.append(nn.Linear(config.hidden_size, label.output_size))
         self.decoder = layers[0] if len(layers) == 1 else nn.Sequential(*layers)
         self.mean, self.scale = label.value_mean, label.value_scale
-        self.linear_path: GeneScores | None = None
+        self.linear_path: GeneScores | WordScores | None = None
         # What the encoder is to unlearn must not come in beside it.
         if config.linear_path and label.gradient_reversal_coefficient is None:
-            rows = ExpressionRows.of(config, "linear_path")
-            self.linear_path = GeneScores(rows, label.output_size, config.pad_token_id)
+            self.linear_path = _linear_path(config, label.output_size)
 
     def forward(self, states: Tensor, input_ids: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The scores, and those of each path (2, B, outputs), encoder first; None where there is one path."""
@@ -219,15 +219,20 @@ class _LabelDecoder(nn.Module):
         if self.linear_path is None:
             return scores, None
         if input_ids is None:
-            raise ValueError(
-                "model.linear_path reads the genes' tokens and values, so it needs input_ids, not inputs_embeds"
-            )
+            raise ValueError("model.linear_path reads the tokens themselves, so it needs input_ids, not inputs_embeds")
         paths = torch.stack([scores, self._in_units(self.linear_path(input_ids).to(scores.dtype))])
         return paths.mean(dim=0), paths
 
     def _in_units(self, found: Tensor) -> Tensor:
         """Deviations from the mean as numbers of the column; large numbers are not told apart in half precision."""
         return found if (self.mean, self.scale) == (0.0, 1.0) else found.float() * self.scale + self.mean
+
+
+def _linear_path(config: MultitaskConfig, outputs: int) -> GeneScores | WordScores:
+    """Of the values of genes, or of the words of a sequence where tokens are all that there is."""
+    if len(config.input_fields) == 1 and not config.input_fields[0].continuous:
+        return WordScores.of(config, outputs)
+    return GeneScores(ExpressionRows.of(config, "linear_path"), outputs, config.pad_token_id)
 
 
 class LabelHeads(nn.Module):

@@ -17,13 +17,14 @@ from bmfm_pipeline.models.heads import Heads
 from bmfm_pipeline.models.packing import Packing
 from bmfm_pipeline.models.perturbed import PerturbationVectors
 from bmfm_pipeline.models.value_encoders import ScaleAdaptEncoder
+from bmfm_pipeline.models.words import WordScores
 
 
 class MultitaskModel(PreTrainedModel):
     """Base of the models of all backbones. The backbone is the attribute that `base_model_prefix` names.
 
     Weights start as: Linear normal(0, initializer_range) with zero bias; Embedding normal(0, initializer_range) with the pad row
-    zero; LayerNorm weight 1, bias 0; learned frequencies normal(0, 2 pi basis_scale); fixed tables as their formulas say. Backbones
+    zero; Conv1d normal(0, 1 / sqrt(inputs)) with zero bias; LayerNorm weight 1, bias 0; learned frequencies normal(0, 2 pi basis_scale); fixed tables as their formulas say. Backbones
     say where they differ.
     """
 
@@ -111,7 +112,9 @@ class MultitaskModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, nn.Linear):
+        if isinstance(module, (PerturbationVectors, WordScores)):
+            init.zeros_(module.weight)
+        elif isinstance(module, nn.Linear):
             self.draw_weight(module)
             if module.bias is not None:
                 init.zeros_(module.bias)
@@ -120,8 +123,6 @@ class MultitaskModel(PreTrainedModel):
         elif isinstance(module, GeneScores):
             init.zeros_(module.weight)
             init.constant_(module.sizes, module.num_embeddings**-0.5)
-        elif isinstance(module, PerturbationVectors):
-            init.zeros_(module.weight)
         elif isinstance(module, nn.Embedding):
             self.draw_weight(module)
             # The pad row is a slice, which does not carry the mark of a weight that was already loaded.
@@ -129,6 +130,10 @@ class MultitaskModel(PreTrainedModel):
                 init.zeros_(module.weight[module.padding_idx])
             if isinstance(module, PartlyFrozenEmbedding):
                 init.zeros_(module.frozen_rows)
+        elif isinstance(module, nn.Conv1d):
+            # Its variance is kept by the sum over a window, whatever its width.
+            init.kaiming_normal_(module.weight, nonlinearity="linear")
+            init.zeros_(module.bias)
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
             if module.bias is not None:

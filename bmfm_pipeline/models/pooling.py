@@ -21,8 +21,17 @@ def masked_mean(hidden: Tensor, mask: Tensor | None) -> Tensor:
     return (total / weights.sum(dim=1).clamp(min=1.0)).to(hidden.dtype)
 
 
+def masked_max(hidden: Tensor, mask: Tensor | None) -> Tensor:
+    """Maximum over the positions where `mask` (B, L) is 1. (B, L, H) -> (B, H). A cell without any gets zeros."""
+    if mask is None:
+        return hidden.amax(dim=1)
+    there = mask.bool().unsqueeze(-1)
+    largest = hidden.masked_fill(~there, float("-inf")).amax(dim=1)
+    return largest.masked_fill(~there.any(dim=1), 0.0)
+
+
 class Pooler(nn.Module):
-    """Position 0, or the mean over unpadded positions, through Linear(H, H) and tanh."""
+    """Position 0, or the mean or the maximum over unpadded positions, through Linear(H, H) and tanh."""
 
     def __init__(self, hidden_size: int, how: str = "cls"):
         super().__init__()
@@ -31,7 +40,9 @@ class Pooler(nn.Module):
 
     def pick(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
         """(B, L, H) and a mask (B, L) of what is not padding -> (B, H), before the Linear"""
-        return hidden[:, 0] if self.how == "cls" else masked_mean(hidden, mask)
+        if self.how == "cls":
+            return hidden[:, 0]
+        return masked_mean(hidden, mask) if self.how == "mean" else masked_max(hidden, mask)
 
     def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
         """(B, L, H) and a mask (B, L) of what is not padding -> (B, H)"""

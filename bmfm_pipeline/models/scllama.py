@@ -28,7 +28,6 @@ from bmfm_pipeline.models.dropout import Dropout
 from bmfm_pipeline.models.embeddings import FieldEmbeddings
 from bmfm_pipeline.models.multitask import MultitaskModel
 from bmfm_pipeline.models.packing import Packing
-from bmfm_pipeline.models.pooling import Pooler
 
 
 class RMSNorm(nn.Module):
@@ -175,7 +174,7 @@ class SCLlamaBackbone(Backbone):
         nn.Module.__init__(self)  # the published names have the embeddings inside the encoder
         self.can_return_weights = config.attention is None
         self.encoder = LlamaEncoder(config)
-        self.pooler = Pooler(config.hidden_size, config.classifier_pooling)
+        self._surround(config)
 
     @property
     def embeddings(self) -> FieldEmbeddings:

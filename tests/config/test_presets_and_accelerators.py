@@ -147,6 +147,21 @@ class TestWithoutAnAccelerator:
         assert not (run.data_module.sqrt_normalize_transform or run.model.linear_path or run.model.cell_summary)
         assert run.data_module.max_length == 512
 
+    @pytest.mark.parametrize("name", TRAININGS)
+    def test_sequences_are_read_letter_by_letter_through_convolutions(self, name):
+        run = compose(name, ["dataset=core_promoter"])
+        sequences = run.data_module.sequences
+        assert (sequences.vocabulary.kind, sequences.reverse_complement) == ("nucleotide", True)
+        assert run.model.convolution_layers > 0 and run.model.classifier_pooling == "max"
+        assert compose(name).model.convolution_layers == 0, "cells are not sequences"
+
+    @pytest.mark.parametrize("written", ["kind=bpe", "size=1000"])
+    def test_the_vocabulary_of_sequences_that_is_written_is_kept(self, written):
+        run = compose(
+            "fine_tune_train_config", ["dataset=core_promoter", f"data_module.sequences.vocabulary.{written}"]
+        )
+        assert run.preset_used == "laptop" and run.data_module.sequences.vocabulary.kind == "bpe"
+
     def test_it_can_be_turned_off(self):
         run = compose("pre_train_config", ["preset=none"])
         assert (sizes(run), run.preset_used, run.notes) == (FULL, None, [])

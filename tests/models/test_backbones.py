@@ -22,6 +22,7 @@ VARIANTS = [
     ("scmodernbert", {"local_attention": 2, "global_attn_every_n_layers": 2}),
     ("scllama", {"num_memory_tokens": 0}),
     *[(name, {"classifier_pooling": "mean", "position_embedding_type": "sinusoidal"}) for name in NAMES],
+    *[(name, {"classifier_pooling": "max", "convolution_layers": 2, "convolution_width": 5}) for name in NAMES],
 ]
 ids_of = [f"{name}-{'-'.join(map(str, changes.values()))}" for name, changes in VARIANTS]
 

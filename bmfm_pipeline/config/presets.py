@@ -41,12 +41,14 @@ READING_DATA = (
 BOUNDED_BY = {
     "task.max_steps": ("task.max_epochs", "task.max_time"),
     "task.max_epochs": ("data_module.batch_schedule",),
-    # The sizes of another kind of vocabulary ask for that kind.
-    "data_module.sequences.vocabulary.kind": (
-        "data_module.sequences.vocabulary.size",
-        "data_module.sequences.vocabulary.k",
-    ),
 }
+# Who writes one of these chooses the pieces that sequences are cut into.
+OTHER_PIECES = (
+    "data_module.sequences.vocabulary.kind",
+    "data_module.sequences.vocabulary.size",
+    "data_module.sequences.vocabulary.k",
+    "tokenizer.identifier",
+)
 
 
 def apply_preset(values: dict[str, Any], written: set[str] | frozenset[str]) -> None:
@@ -89,6 +91,8 @@ def apply_preset(values: dict[str, Any], written: set[str] | frozenset[str]) -> 
         parts += [preset["values_as_numbers"].get(name, {}) for name in ("all", stage)]
     if values.get("data_module", {}).get("sequences"):
         parts += [preset.get("sequences", {}).get(name, {}) for name in ("all", stage)]
+        if not any(is_written(key, written) for key in OTHER_PIECES):
+            parts.append(preset.get("letters", {}))
     whole = _joined(parts)
     if values.get("data_module", {}).get("transform_kwargs", {}).get("input_values") == "log_normalised":
         # Logarithms are numbers of a good scale already: no square root is taken of their shares.

@@ -5,10 +5,13 @@ from typing import Any
 
 from bmfm_pipeline.config import RunConfig
 from bmfm_pipeline.config.sections import FieldInfo
+from bmfm_pipeline.config.sequences import FIELD
 from bmfm_pipeline.stages.jobs import Job
 from bmfm_pipeline.stages.models import CheckpointSource
 from bmfm_pipeline.storage import load_artefact, read_json
 
+# Special tokens and letters together are fewer than this.
+MOST_LETTERS = 16
 # Keys that shape the weights of a field's embedding.
 OF_THE_WEIGHTS = ("tokenization_strategy", "encoder_kwargs", "pretrained_embedding", "is_input")
 
@@ -34,7 +37,7 @@ def with_fields_of(run: RunConfig, source: CheckpointSource | Job | None) -> Run
     """
     if source is None:
         return run
-    run = with_static_vocabularies(run)
+    run = _without_words_of_pieces(with_static_vocabularies(run), source)
     own = {entry.field_name: entry for entry in run.fields}
     fields, notes = [], []
     for stored in _fields(source):
@@ -70,12 +73,30 @@ def with_fields_of(run: RunConfig, source: CheckpointSource | Job | None) -> Run
     return changed
 
 
-def _fields(source: CheckpointSource | Job) -> list[dict[str, Any]]:
-    """The fields that a checkpoint was trained with."""
+def _without_words_of_pieces(run: RunConfig, source: CheckpointSource | Job) -> RunConfig:
+    """The run without the preset's linear path where the checkpoint reads pieces of sequences: it counts words of single letters."""
+    if not (run.preset_used and run.data_module.sequences and run.model.linear_path) or isinstance(source, Job):
+        return run
+    size = next(
+        (entry.get("vocab_size") or 0 for entry in _fields(source, "config.json") if entry["field_name"] == FIELD), 0
+    )
+    if size <= MOST_LETTERS:
+        return run
+    run = run.model_copy(
+        update={"model": run.model.model_copy(update={"linear_path": False}), "notes": list(run.notes)}
+    )
+    run.note(
+        f"preset {run.preset_used}: no linear path, for the checkpoint reads pieces of sequences, not single letters"
+    )
+    return run
+
+
+def _fields(source: CheckpointSource | Job, of_stages: str = "bmfm.json") -> list[dict[str, Any]]:
+    """The fields that a checkpoint was trained with; `of_stages` is the file of an artefact that is read."""
     if isinstance(source, Job):
         return source.config["fields"]
     if source.stage:
-        return read_json(load_artefact(source.uri).local_file("bmfm.json"))["fields"]
+        return read_json(load_artefact(source.uri).local_file(of_stages))["fields"]
     from bmfm_pipeline.models import model_folder
 
     folder = Path(model_folder(source.uri))

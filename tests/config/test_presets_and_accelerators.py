@@ -151,7 +151,7 @@ class TestWithoutAnAccelerator:
     def test_sequences_are_read_letter_by_letter_through_convolutions(self, name):
         run = compose(name, ["dataset=core_promoter"])
         sequences = run.data_module.sequences
-        assert (sequences.vocabulary.kind, sequences.reverse_complement) == ("nucleotide", True)
+        assert sequences.vocabulary.kind == "nucleotide" and run.model.linear_path
         assert run.model.convolution_layers > 0 and run.model.classifier_pooling == "max"
         assert compose(name).model.convolution_layers == 0, "cells are not sequences"
 
@@ -161,6 +161,7 @@ class TestWithoutAnAccelerator:
             "fine_tune_train_config", ["dataset=core_promoter", f"data_module.sequences.vocabulary.{written}"]
         )
         assert run.preset_used == "laptop" and run.data_module.sequences.vocabulary.kind == "bpe"
+        assert not run.model.linear_path, "it counts words of letters"
 
     def test_it_can_be_turned_off(self):
         run = compose("pre_train_config", ["preset=none"])

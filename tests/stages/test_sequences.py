@@ -67,7 +67,7 @@ def folder(place) -> Path:
 def artefacts(place, folder) -> dict[str, Path]:
     """Of a fine-tune and its evaluation."""
     words = [LETTERS, "data_module.sequences.reverse_complement=true", "task.max_steps=20"]
-    code, trained, said = run(place / "workspace", "finetune", folder, *TINY, *words)
+    code, trained, _ = run(place / "workspace", "finetune", folder, *TINY, *words)
     assert code == 0, trained
     model = trained["artefacts"]["finetune"]
     code, tested, _ = run(
@@ -129,10 +129,41 @@ def test_prediction_says_what_the_evaluation_said_and_every_row_has_a_row(artefa
     assert made["label"].tolist()[:60] == tested["label_predicted"].astype(str).tolist()
 
 
-def test_other_sequences_are_predicted_and_not_evaluated(artefacts, place, tmp_path):
-    other = write(tmp_path / "other", test=table(60, 7))
-    code, found, _ = run(place / "workspace", "evaluate", other, f"task.checkpoint={artefacts['finetune']}")
-    assert code == 2 and "`bmfm predict` gives its predictions" in found["error"]
+def test_a_model_is_tested_on_other_sequences_and_those_it_has_seen_are_found(artefacts, place, tmp_path):
+    other, train = table(60, 7), table(240, 0)
+    other.loc[0] = train.loc[0]
+    turned = train["sequence"][1][::-1].translate(str.maketrans("ACGT", "TGCA"))
+    other.loc[1] = {"sequence": turned, "label": train["label"][1]}
+    other.loc[2] = {"sequence": "", "label": 0}
+    other["active"] = other.pop("label").astype(float)
+    other.to_csv(tmp_path / "other.csv", index=False)
+    words = ["evaluate", tmp_path / "other.csv", "label=active", f"task.checkpoint={artefacts['finetune']}"]
+    code, found, _ = run(place / "workspace", *words)
+    assert code == 2 and "2 of 59 test cells" in found["error"] and "seq_0, seq_1" in found["error"]
+    code, tested, _ = run(place / "workspace", *words, "evaluation.seen_cells=drop", "evaluation.resamples=50")
+    assert code == 0, tested
+    folder = Path(tested["artefacts"]["evaluate"])
+    rows = json.loads((folder / "metrics.json").read_text())
+    accuracy = {row["model"]: row["value"] for row in rows if row["metric"] == "accuracy"}
+    assert set(accuracy) == {"model", "majority", "kmer6_logistic"} and accuracy["kmer6_logistic"] > 0.8
+    said = pd.read_parquet(folder / "predictions.parquet")
+    assert len(said) == 57 and {row["split"] for row in rows} == {"held-out"}
+    run(
+        place / "workspace", "predict", "--model", artefacts["finetune"], "--input", tmp_path / "other.csv", "--output", tmp_path / "out"
+    )  # fmt: skip
+    made = pd.read_csv(tmp_path / "out" / "predictions.csv", dtype=str, index_col=0)
+    assert made["label"][3:].tolist() == said["label_predicted"].astype(str).tolist()
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    assert any("1 sequences are empty" in note for note in evaluation["notes"])
+
+
+def test_data_without_labels_or_of_cells_are_not_tested(artefacts, place, tmp_path):
+    (tmp_path / "genome.fa").write_text(">a\nACGTACGT\n")
+    words = [f"task.checkpoint={artefacts['finetune']}"]
+    code, found, _ = run(place / "workspace", "evaluate", tmp_path / "genome.fa", *words)
+    assert code == 2 and "a FASTA file has no labels" in found["error"]
+    code, found, _ = run(place / "workspace", "evaluate", "zheng68k-mini", *words)
+    assert code == 2 and "the model reads sequences, and the data hold cells" in found["error"]
 
 
 def test_a_layer_or_a_copy_of_the_input_is_refused(artefacts, folder, place, tmp_path):

@@ -155,12 +155,15 @@ def _parser() -> argparse.ArgumentParser:
                 "--write-label-mapping", metavar="FILE",
                 help="write the labels of TARGET beside the model's classes as a csv file to fill in, and stop",
             )  # fmt: skip
-    predict = add("predict", "labels, probabilities and embeddings for the cells of an h5ad file")
+    predict = add("predict", "labels, probabilities and embeddings for the cells of an h5ad file, or for sequences")
     predict.add_argument(
         "--model", required=True, metavar="URI",
         help="a fine-tuned model: artefact, folder, .ckpt file, repository of the Hugging Face hub (org/name), or 'latest'",
     )  # fmt: skip
-    predict.add_argument("--input", required=True, metavar="FILE", help="an h5ad file; labels are not needed")
+    predict.add_argument(
+        "--input", required=True, metavar="FILE",
+        help="an h5ad file, or for a model of sequences a table, a folder or FASTA; labels are not needed",
+    )  # fmt: skip
     predict.add_argument(
         "--output",
         required=True,
@@ -188,6 +191,28 @@ def _parser() -> argparse.ArgumentParser:
         help="what a change of a gene's expression does to the cells: GENE=0, 'GENE=MAX * 0.5', GENE1=0,GENE2=0 for both at once; a model of "
         "perturbations also takes a bare GENE; may be repeated",
     )  # fmt: skip
+    predict.add_argument(
+        "--variants", metavar="FILE",
+        help="a VCF file: what each variant does to the answers of a model of sequences; --input is the genome as FASTA",
+    )  # fmt: skip
+    predict.add_argument(
+        "--window", type=int, metavar="N",
+        help="letters that are read around a variant (default: as many as a training sequence of the model has)",
+    )  # fmt: skip
+    predict.add_argument(
+        "--windows", action="store_true",
+        help="read sequences that are longer than the model reads in overlapping windows and average the answers (default: cut them)",
+    )  # fmt: skip
+    predict.add_argument(
+        "--mutagenesis", action="store_true",
+        help="what every change of a base does to the answers of a model of sequences",
+    )  # fmt: skip
+    predict.add_argument(
+        "--limit", type=int, metavar="N", help="of --mutagenesis: the first N sequences of the input (default 20)"
+    )
+    predict.add_argument(
+        "--one-strand", action="store_true", help="read sequences as they are given, not also their reverse complement"
+    )
     predict.add_argument(
         "--unknown-below", metavar="X",
         help="cells whose confidence is less are called unknown: a number, or 'auto' for the threshold that the model carries",

@@ -32,7 +32,8 @@ def predict(
             return Failed(message=str(error), data=error)
     label_run("stage:predict")
     numbers = {"cells": found["cells"], "unusable": found["unusable"], **found["reasons"]}
-    numbers |= {"genes known": found["genes"]["known"], "genes": found["genes"]["genes"]}
+    if found["genes"] is not None:
+        numbers |= {"genes known": found["genes"]["known"], "genes": found["genes"]["genes"]}
     numbers |= {name: entry["value"] for name, entry in found.get("integration", {}).items()}
     rows = [{"name": name, "value": value} for name, value in numbers.items()]
     show_table(artifact_key("predict", "summary"), rows, f"predict: {short(parameters.input)}")
@@ -51,6 +52,7 @@ def _predict_cells(parameters: PredictParameters, context: dict[str, str]) -> di
         layer=parameters.layer,
         batch_size=parameters.batch_size,
         asked=parameters.asked(),
+        windows=parameters.windows,
         workspace=parameters.workspace,
         context=context,
         on_progress=ProgressPage("predict", local.tell),

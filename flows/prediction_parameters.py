@@ -16,7 +16,10 @@ class PredictParameters(Form):
         title="Model",
         description="A model artefact or folder, a .ckpt file, org/name of the hub, or 'latest' for the newest fine-tuned model.",
     )
-    input: str = Field(title="Cells", description="An h5ad file, local or on s3, that the worker can read.")
+    input: str = Field(
+        title="Cells or sequences",
+        description="An h5ad file, or a table or FASTA file of sequences, local or on s3, that the worker can read.",
+    )
     output: str = Field(
         title="Output folder", description="A folder on the worker, made when it is not there, or s3://bucket/prefix."
     )
@@ -31,7 +34,7 @@ class PredictParameters(Form):
     h5ad: bool = Field(
         True,
         title="Copy of the file",
-        description="Also write predicted.h5ad, the input with labels and embeddings in it.",
+        description="Also write predicted.h5ad, the input with labels and embeddings in it. Not for sequences: switch it off.",
     )
     umap: bool = Field(False, title="Map", description="Also two coordinates per cell.")
     batch_column: Text = Field(
@@ -41,6 +44,11 @@ class PredictParameters(Form):
         None,
         title="Unknown below",
         description="Cells less sure than this are called unknown: a number, or 'auto' for the model's own threshold. Empty: none.",
+    )
+    windows: bool = Field(
+        False,
+        title="Windows",
+        description="Of sequences: those longer than the model reads are read in overlapping windows and the answers averaged, not cut.",
     )
     batch_size: Positive = Field(None, title="Batch size", description="Cells in a batch. Empty: as in training.")
 

@@ -93,7 +93,7 @@ def _interpretation(artefact: Artefact) -> list[str]:
         width = max(map(len, names.values()), default=0)
         for one in entry["classes"]:
             genes = ", ".join(row["gene"] for row in one["top"][:8])
-            lines.append(f"{names[id(one)]:<{width}}  {one['n_cells']:>5} cells  {genes}")
+            lines.append(f"{names[id(one)]:<{width}}  {one['n_cells']:>5} {found.get('of', 'cells')}  {genes}")
     return [*lines, "", *found["sentences"], "", f"report      {artefact.file('interpret.html')}"]
 
 

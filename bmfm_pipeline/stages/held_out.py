@@ -20,6 +20,7 @@ from bmfm_pipeline.stages.held_out_labels import chosen_cells, relate_column
 from bmfm_pipeline.stages.held_out_plan import EARLIER, TRAINING, UNKNOWN_START, refuse_missing_column
 from bmfm_pipeline.stages.inputs import input_folder
 from bmfm_pipeline.stages.jobs import Job
+from bmfm_pipeline.stages.sequences.held_out import BothSequences, find_seen_sequences, notes_of_sequences
 from bmfm_pipeline.storage import hash_json, read_json, write_json_atomic
 from bmfm_pipeline.training.prepared import PreparedData
 
@@ -47,6 +48,8 @@ class NewCells(PreparedData):
     @cached_property
     def store(self):
         store = PreparedData(self.folder).store
+        if getattr(store, "sequences", None) is not None:
+            return store
         # As in training, where the vocabulary was made of the data: the same cell is cut and shuffled alike, here and in prediction.
         order = np.argsort(self.vocabularies["genes"].ids(store.var_names), kind="stable")
         if np.array_equal(order, np.arange(len(order))):
@@ -105,8 +108,9 @@ class BothData:
         }
 
     @cached_property
-    def store(self) -> _BothStores:
-        return _BothStores([self._held.training.store, self._held.new.store])
+    def store(self) -> "_BothStores | BothSequences":
+        stores = [self._held.training.store, self._held.new.store]
+        return BothSequences(stores) if self._held.of_sequences else _BothStores(stores)
 
     def rows(self, split: str) -> np.ndarray:
         return self._held.rows + self._held.training.store.n_cells if split == "test" else self.training_rows()
@@ -202,6 +206,10 @@ class HeldOut:
             logger.info("%s", note)
         return found
 
+    @property
+    def of_sequences(self) -> bool:
+        return self.trained.data_module.sequences is not None
+
     @cached_property
     def source(self) -> str:
         """Where the other data lie, as the run named them."""
@@ -280,9 +288,14 @@ class HeldOut:
             data = self.training if role == TRAINING else PreparedData(input_folder(self.job, role))
             rows = np.concatenate([data.rows("train"), data.rows("dev")])
             trained += len(rows)
-            seen |= find_seen(store, tested, data.store, rows, by_counts=settings.seen_cells_by == "counts")
+            if self.of_sequences:
+                seen |= find_seen_sequences(store, tested, data.store, rows)
+            else:
+                seen |= find_seen(store, tested, data.store, rows, by_counts=settings.seen_cells_by == "counts")
         count, share = int(seen.seen.sum()), float(seen.seen.mean())
         how = "by counts and names" if seen.by_counts else "by name alone"
+        if self.of_sequences:
+            how = "letter by letter, on both strands"
         said = f"{count} of {len(tested)} test cells ({100 * share:.1f} %) are among the {trained} cells that the model was trained and validated on (compared {how})"  # fmt: skip
         names = [str(store.obs_names[row]) for row in tested[seen.seen][:5]]
         if count and settings.seen_cells == "refuse":
@@ -311,6 +324,10 @@ class HeldOut:
         return tested, numbers, notes
 
     def _notes_of_cells(self, chosen: int) -> list[str]:
+        if self.of_sequences:
+            return notes_of_sequences(
+                self.source, self.new_report["check"], bool(self.columns)
+            ) + self._notes_of_choice(chosen)
         cells = self.new_report["check"]["cells"]
         training = self.training.store
         shared = len(set(training.var_names) & set(self.new.store.var_names))
@@ -331,6 +348,10 @@ class HeldOut:
             notes.append(
                 f"held-out data: {lost} of {cells} cells express no gene that the model knows and are not tested"
             )
+        return notes + self._notes_of_choice(chosen)
+
+    def _notes_of_choice(self, chosen: int) -> list[str]:
+        notes = []
         if chosen < self.new.store.n_cells:
             only = "; ".join(f"{name}: {', '.join(values)}" for name, values in self.run.evaluation.only_cells.items())
             notes.append(

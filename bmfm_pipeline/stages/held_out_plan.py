@@ -74,11 +74,6 @@ def refuse_held_out_keys(test: RunConfig) -> None:
 
 def plan_data(test: RunConfig, model: Artefact, name: str, place: Workspace) -> Job:
     """The preprocessing of other data for a model: nothing is fitted, no cell is filtered out, all cells are test cells."""
-    if test.data_module.sequences is not None:
-        raise ConfigError(
-            "evaluate: these sequences are not those that the model was made from, and tests on other sequences are not offered; `bmfm predict` "
-            "gives its predictions for them"
-        )
     run = preparing_run(test, model)
     inputs = source_inputs(run, place) | transforms_input(_address(model), place.memo)
     return make_job("preprocess", name, place, run.model_dump(mode="json"), run.key_view("preprocess"), inputs)
@@ -93,6 +88,14 @@ def preparing_run(test: RunConfig, model: Artefact) -> RunConfig:
     """The run that prepares the cells which `test` names as the training cells of `model` were. Labels are looked at when it is tested."""
     stored = read_json(model.local_file("run_config.json"))
     own, named = stored["data_module"], test.model_dump(mode="json")["data_module"]
+    if (own.get("sequences") is None) != (test.data_module.sequences is None):
+        reads, holds = ("cells", "sequences") if own.get("sequences") is None else ("sequences", "cells")
+        raise ConfigError(f"evaluate: the model reads {reads}, and the data hold {holds}; name data of {reads}")
+    if own.get("sequences") is not None:
+        from bmfm_pipeline.stages.sequences.held_out import sequences_to_prepare
+
+        tokenizers = join_uri(_address(model), "tokenizers")
+        return _valid(sequences_to_prepare(test, stored, tokenizers, _class_columns(test, model)))
     kwargs, theirs = own["transform_kwargs"], named["transform_kwargs"]
     raw, repeated = own["transform_datasets"], theirs["duplicate_genes"]
     values = {
@@ -115,6 +118,17 @@ def preparing_run(test: RunConfig, model: Artefact) -> RunConfig:
             },
         },
     }
+    return _valid(values)
+
+
+def _class_columns(test: RunConfig, model: Artefact) -> list[str]:
+    """The columns of the other data that hold one class each."""
+    values, pairs = trained_run(test, model)
+    plain = [entry for entry in values["label_columns"] if not (entry["is_regression_label"] or entry["is_multilabel"])]
+    return [pairs[entry["label_column_name"]] for entry in plain]
+
+
+def _valid(values: dict[str, Any]) -> RunConfig:
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
@@ -190,12 +204,17 @@ def _earlier_models(model: Artefact) -> tuple[list[Artefact], dict[str, Any] | N
 
 
 @contextmanager
-def opened_sources(test: RunConfig) -> Iterator[list]:
+def opened_sources(test: RunConfig, model: Artefact) -> Iterator[list]:
     """The files that `test` names, opened one by one, to look at their tables."""
     from bmfm_pipeline.data.sources import open_source
     from bmfm_pipeline.data.sources.converting import convert
     from bmfm_pipeline.stages.conversion import needs_conversion
 
+    if test.data_module.sequences is not None:
+        from bmfm_pipeline.stages.sequences.held_out import opened_tables
+
+        yield list(opened_tables(test, _class_columns(test, model)))
+        return
     source, settings = find_source(test), test.data_module.transform_kwargs
     with tempfile.TemporaryDirectory() as folder:
         paths = {name: localise(uri) for name, uri in source.files.items()} or {"": source.open_path(Path(folder))}
@@ -226,7 +245,7 @@ def look_at_labels(test: RunConfig, model: Artefact) -> None:
     from bmfm_pipeline.stages.held_out_labels import relate_column
 
     values, pairs = trained_run(test, model)
-    with _class_files(model) as training, opened_sources(test) as sources:
+    with _class_files(model) as training, opened_sources(test, model) as sources:
         for entry in values["label_columns"]:
             if pairs and not (entry["is_regression_label"] or entry["is_multilabel"]):
                 name = entry["label_column_name"]
@@ -248,7 +267,7 @@ def labels_without_mapping(test: RunConfig, model: Artefact) -> dict[str, dict[s
     if test.evaluation.label_mapping or test.evaluation.label_ontology or not pairs or len(pairs) > 1 or not entries:
         return {}
     column = entries[0]["label_column_name"]
-    with _class_files(model) as training, opened_sources(test) as sources:
+    with _class_files(model) as training, opened_sources(test, model) as sources:
         counts, _ = label_counts(sources, entries[0], pairs, test)
         classes = set(classes_of(training, column))
     left = {label: count for label, count in counts.items() if label not in classes}
@@ -305,7 +324,7 @@ def write_mapping_template(test: RunConfig, model: Artefact, file: str) -> dict[
             "choose one with label=COLUMN"
         )
     column = entries[0]["label_column_name"]
-    with _class_files(model) as training, opened_sources(test) as sources:
+    with _class_files(model) as training, opened_sources(test, model) as sources:
         counts, _ = label_counts(sources, entries[0], pairs, test)
         classes = classes_of(training, column)
         known = already_known(test, training, column, pairs[column], counts)

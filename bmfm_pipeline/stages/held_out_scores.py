@@ -16,6 +16,8 @@ def data_of_held_out(held: HeldOut, run: RunConfig):
 
     own = run.model_copy(deep=True)
     own.data_module.limit_dataset_samples = own.data_module.train_fraction = None
+    if own.data_module.sequences is not None:  # only training reads the other strand
+        own.data_module.sequences.reverse_complement = False
     data = CellDataModule(own, None)
     data.prepared = held.new
     return data

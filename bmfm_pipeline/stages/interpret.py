@@ -36,6 +36,8 @@ def _baseline(run: RunConfig, vocabularies, naming: str):
     from bmfm_pipeline.stages.interpret_cells import kept_tokens
 
     module = run.data_module
+    if module.sequences is not None:
+        return Baseline("pad", kept_tokens(run, vocabularies, naming), run.model.pad_token_id, {})
     shows_zeros = module.dataset_kwargs.expose_zeros in SHOWS_ZEROS or module.pad_zero_expression_strategy is not None
     kind = run.task.baseline if run.task.baseline != "auto" else "zero" if shows_zeros else "pad"
     if kind == "zero" and not shows_zeros:
@@ -97,6 +99,11 @@ def attribute(job: Job, on_progress: Progress) -> dict[str, Any]:
     _write_facts(job.staging / "cells.csv", found.facts)
     some = chosen.rows[np.unique(np.linspace(0, total - 1, min(total, CHECKED_CELLS)).astype(np.int64))]
     checks = check_attributions(attributor, chosen.loader(some, size), _seed(run), run.task.sanity_checks)
+    logos: dict[str, Any] = {}
+    if chosen.letters is not None:
+        from bmfm_pipeline.stages.sequences.interpret import write_base_attributions
+
+        logos, checks["exchanged"] = write_base_attributions(job.staging, found, chosen, model, folder, run, _seed(run))
     state = {
         "baseline": attributor.baseline.kind,
         "groups": chosen.groups,
@@ -104,6 +111,8 @@ def attribute(job: Job, on_progress: Progress) -> dict[str, Any]:
         "notes": [*chosen.notes, *_notes(run, chosen)],
         "from_file": "cells" in job.inputs,
         "cells": total,
+        "of": "cells" if chosen.letters is None else "sequences",
+        "logos": logos,
     }
     write_json_atomic(job.run_dir / "attributed.json", state)
     file = job.staging / "attributions.json"
@@ -161,7 +170,7 @@ def _write_facts(path: Path, facts: list[dict[str, Any]]) -> None:
 
 def table(job: Job, on_progress: Progress) -> dict[str, Any]:
     """attributions.csv and .parquet, one row per class and gene, and interpretation.json."""
-    from bmfm_pipeline.evaluation.attributions.summary import completeness, sentences, summarise_class
+    from bmfm_pipeline.evaluation.attributions.summary import completeness, in_words, sentences, summarise_class
 
     run, state = _run(job), read_json(job.run_dir / "attributed.json")
     facts = _read_facts(job.staging / "cells.csv")
@@ -181,6 +190,8 @@ def table(job: Job, on_progress: Progress) -> dict[str, Any]:
                 f"{label}: no cell here is of {', '.join(missing)}; attributions.json has their scores"
             )
         entry |= {"completeness": completeness(own), "baseline_class": _baseline_class(run, label, own)}
+        if label in state["logos"]:
+            entry["logos"] = state["logos"][label]
     few = [one["class"] for entry in labels.values() for one in entry["classes"] if 1 < one["n_cells"] < FEW_CELLS]
     if few:
         state["notes"].append(f"intervals of fewer than {FEW_CELLS} cells are too narrow: {', '.join(map(str, few))}")
@@ -193,9 +204,12 @@ def table(job: Job, on_progress: Progress) -> dict[str, Any]:
         "permutations": run.task.permutations,
         "labels": labels,
         "checks": state["checks"],
-        "notes": [f"baseline: {_BASELINES[state['baseline']]}", *state["notes"]],
+        "notes": [
+            in_words(text, state["of"]) for text in (f"baseline: {_BASELINES[state['baseline']]}", *state["notes"])
+        ],
+        "of": state["of"],
     }
-    found["sentences"] = sentences(found)
+    found["sentences"] = [in_words(text, state["of"]) for text in sentences(found)]
     write_json_atomic(job.staging / "interpretation.json", found)
     file = job.staging / "attributions.csv"
     rows = [
@@ -288,13 +302,13 @@ def _read_facts(path: Path) -> list[dict[str, Any]]:
 
 def report(job: Job, on_progress: Progress) -> dict[str, Any]:
     """interpret.html, self-contained, and its figures as SVG."""
-    from bmfm_pipeline.evaluation.pages.attributions_page import attributions_page, drawings_of
+    from bmfm_pipeline.evaluation.pages.attributions_page import attributions_page, drawings_of, logos_of
 
     run, found = _run(job), read_json(job.staging / "interpretation.json")
     about = {
         "dataset": job.name,
         "model": job.inputs["model"]["uri"],
-        "cells": f"{found['cells']:,}, of {job.inputs['cells' if 'cells' in job.inputs else 'data']['uri']}",
+        found["of"]: f"{found['cells']:,}, of {job.inputs['cells' if 'cells' in job.inputs else 'data']['uri']}",
         "method": f"integrated gradients (captum), {run.task.attribute_kwargs.method}",
         "seed": _seed(run),
         "hardware": f"{platform.processor() or platform.machine()}, {run.task.accelerator}",
@@ -305,7 +319,7 @@ def report(job: Job, on_progress: Progress) -> dict[str, Any]:
     figures = job.staging / "figures"
     figures.mkdir(exist_ok=True)
     for label, entry in found["labels"].items():
-        for name, drawing in drawings_of(label, entry):
+        for name, drawing in [*drawings_of(label, entry, found["of"]), *logos_of(label, entry)]:
             (figures / f"{name}.svg").write_text(drawing.svg(alone=True), encoding="utf-8")
     return {"uri": str(file), "hash": hash_file(file)}
 

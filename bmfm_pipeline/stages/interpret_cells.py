@@ -25,6 +25,7 @@ class ChosenCells:
     """Rows of a store and how they become batches: `loader(rows, batch_size)`.
 
     `columns` are label columns with what is known of the cells, `groups` the group of each cell by name where the split kept groups whole.
+    `letters` by name where the model reads sequences, which then stand for cells.
     """
 
     rows: np.ndarray
@@ -33,6 +34,7 @@ class ChosenCells:
     vocabularies: MultiFieldVocabulary
     groups: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    letters: dict[str, str] | None = None
 
 
 def label_columns(run: RunConfig, model: Any, folder: Path) -> list[LabelColumn]:
@@ -63,8 +65,9 @@ def kept_tokens(run: RunConfig, vocabularies: MultiFieldVocabulary, naming: str)
 def open_cells(job: Job, run: RunConfig, model: Any, folder: Path, seed: int) -> ChosenCells:
     """The cells that the job names. Raises DataError where there are none."""
     columns = label_columns(run, model, folder)
+    of_file = _of_file if run.data_module.sequences is None else sequences_of_file
     chosen = (
-        _of_file(job, run, columns, folder, seed)
+        of_file(job, run, columns, folder, seed)
         if "cells" in job.inputs
         else _of_split(job, run, columns, folder, seed)
     )
@@ -108,7 +111,12 @@ def _of_split(job: Job, run: RunConfig, columns: list[LabelColumn], folder: Path
         values = store.column(group)
         groups = {str(store.obs_names[row]): str(values[row]) for row in chosen}
         notes.append(f"intervals resample whole values of {group}, or cells where a class has a single one")
-    return ChosenCells(chosen, loader, columns, data.prepared.vocabularies, groups, notes)
+    found = ChosenCells(chosen, loader, columns, data.prepared.vocabularies, groups, notes)
+    if run.data_module.sequences is not None:
+        store = data.prepared.store
+        names = [str(store.obs_names[row]) for row in chosen]
+        found.letters = dict(zip(names, store.sequences.texts(chosen), strict=True))
+    return found
 
 
 def _by_model(column: LabelColumn, values: np.ndarray, ids: dict[str, int]) -> np.ndarray:
@@ -145,12 +153,7 @@ def _of_file(job: Job, run: RunConfig, columns: list[LabelColumn], folder: Path,
     except DataError as error:
         raise DataError(str(error).replace("--layer ", "task.layer=")) from None
     most = run.task.max_cells * max((column.outputs for column in columns), default=1)
-    wanted = np.arange(source.n_cells)
-    notes = [f"all {source.n_cells:,} cells of the file"]
-    if source.n_cells > most:
-        wanted = np.sort(np.random.default_rng(seed & 0xFFFFFFFF).choice(source.n_cells, most, replace=False))
-        notes = [f"{most:,} of {source.n_cells:,} cells of the file, drawn at random"]
-    notes.append("true classes are not read from a file: cells count for the class that they are predicted as")
+    wanted, notes = _some(source.n_cells, most, seed, "cells")
     cells, unusable = _read(source, predictor, wanted)
     if unusable:
         notes.append(f"{unusable:,} cells cannot be used and are left out; `bmfm predict` says why of each")
@@ -173,6 +176,51 @@ def _of_file(job: Job, run: RunConfig, columns: list[LabelColumn], folder: Path,
         )
 
     return ChosenCells(np.arange(len(names)), loader, columns, predictor.vocabularies, {}, notes)
+
+
+def sequences_of_file(job: Job, run: RunConfig, columns: list[LabelColumn], folder: Path, seed: int) -> ChosenCells:
+    """Sequences of a table, folder or FASTA file, as prediction reads them; at most task.max_cells times the number of classes."""
+    from bmfm_pipeline.batching import CellDataset, EpochBatchSampler, make_loader
+    from bmfm_pipeline.stages.predicting.predictor import Predictor
+    from bmfm_pipeline.stages.predicting.sequences import SequenceChunks, SequenceInput
+    from bmfm_pipeline.storage import localise
+
+    predictor = Predictor.open(folder)
+    source = SequenceInput.open(localise(job.inputs["cells"]["uri"]), predictor.run.data_module.sequences)
+    chunks = SequenceChunks(predictor, source, None, predictor.run, None, {})
+    most = run.task.max_cells * max((column.outputs for column in columns), default=1)
+    wanted, notes = _some(source.n_cells, most, seed, "sequences")
+    letters: dict[str, str] = {}
+    for first, block, starts in source.chunks(0, chunks.settings.upper_case):
+        for row in wanted[(wanted >= first) & (wanted < first + len(starts) - 1)].tolist():
+            begin, end = starts[row - first : row - first + 2]
+            letters[str(source.obs_names[row])] = block[begin:end].tobytes().decode("latin-1")
+    kept = {name: text for name, text in letters.items() if text}
+    if len(kept) < len(letters):
+        notes.append(f"{len(letters) - len(kept):,} sequences are empty and are left out")
+    starts = np.cumsum([0, *(len(text) for text in kept.values())]).astype(np.int64)
+    tokens, counts = chunks.tokenizer.encode(np.frombuffer("".join(kept.values()).encode("latin-1"), np.uint8), starts)
+    places = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    builder = chunks.builder(np.array(list(kept), dtype=object), tokens, places)
+
+    def loader(of: np.ndarray, batch_size: int):
+        return make_loader(
+            CellDataset(builder, of, evaluation=True), EpochBatchSampler(len(of), batch_size, shuffle=False)
+        )
+
+    return ChosenCells(np.arange(len(kept)), loader, columns, predictor.vocabularies, {}, notes, kept)
+
+
+def _some(count: int, most: int, seed: int, what: str) -> tuple[np.ndarray, list[str]]:
+    """(rows, ascending, of at most so many of a file, what is said of the choice)"""
+    wanted, notes = np.arange(count), [f"all {count:,} {what} of the file"]
+    if count > most:
+        wanted = np.sort(np.random.default_rng(seed & 0xFFFFFFFF).choice(count, most, replace=False))
+        notes = [f"{most:,} of {count:,} {what} of the file, drawn at random"]
+    return wanted, [
+        *notes,
+        f"true classes are not read from a file: {what} count for the class that they are predicted as",
+    ]
 
 
 def _read(source, predictor, wanted: np.ndarray):

@@ -139,6 +139,8 @@ def _job(
         raise ConfigError(
             f"task.attribute_filter: the model has no label column '{strange[0]}'; it has {', '.join(known)}"
         )
+    if trained["data_module"].get("sequences") is not None:
+        _check_for_sequences(run)
     module = {
         **trained["data_module"],
         "collation_strategy": "sequence_classification",
@@ -155,8 +157,19 @@ def _job(
     return make_job("interpret", name, place, merged.model_dump(mode="json"), merged.key_view("interpret"), inputs)
 
 
+def _check_for_sequences(run: RunConfig) -> None:
+    """Raise ConfigError for what only cells have."""
+    if run.task.baseline == "zero":
+        raise ConfigError(
+            "task.baseline: zero is the same genes without expression, and sequences have no values; leave it out, so that padding "
+            "stands in place of the sequence"
+        )
+    if run.task.layer is not None:
+        raise ConfigError("task.layer: sequences have no layers; leave it out")
+
+
 def _cells_input(named: str, place: Workspace) -> dict[str, Any]:
     path = require_path(named, "task.cells")
     if not exists(path):
-        raise DataError(f"task.cells: {path} does not exist; name an h5ad file")
+        raise DataError(f"task.cells: {path} does not exist; name an h5ad file, or of sequences a table or FASTA file")
     return {"id": content_hash(path, place.memo), "uri": strip_userinfo(path)}

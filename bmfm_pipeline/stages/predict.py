@@ -10,7 +10,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from bmfm_pipeline.stages.predicting.annotated import check_target, write_annota
 from bmfm_pipeline.stages.predicting.asked import Asked
 from bmfm_pipeline.stages.predicting.chunks import EMBEDDINGS, ChunkPredictor
 from bmfm_pipeline.stages.predicting.mapping import CellMap, check_batch_column
+from bmfm_pipeline.stages.predicting.pace import Pace
 from bmfm_pipeline.stages.predicting.poolings import named_poolings
 from bmfm_pipeline.stages.predicting.predictor import Predictor
 from bmfm_pipeline.stages.predicting.rows import Answers
@@ -58,25 +59,8 @@ BY_DEFAULT = (
     "predictions with known ones before relying on them"
 )
 TOO_LONG = "%d of %d sequences have more pieces than the model reads (%d with the special ones) and were cut there"
+IN_WINDOWS = "%d of %d sequences have more pieces than the model reads (%d with the special ones) and were read in overlapping windows"
 UNKNOWN_VALUES = "%d expression values were not among those of the training cells and were read as [UNK]"
-
-
-@dataclass
-class _Pace:
-    """Turns counts of cells into progress with cells per second and the time that is left."""
-
-    total: int
-    tell: Progress
-    first: int = 0
-    began: float = field(default_factory=time.monotonic)
-
-    def __call__(self, done: int) -> None:
-        event = {"kind": "progress", "stage": "predict", "step": done, "max_steps": self.total}
-        spent = time.monotonic() - self.began
-        if done > self.first and spent > 0:
-            rate = (done - self.first) / spent
-            event |= {"cells_per_s": rate, "eta_s": (self.total - done) / rate}
-        self.tell(event)
 
 
 def predict_file(
@@ -89,6 +73,7 @@ def predict_file(
     asked: Asked | None = None,
     settings: dict[str, Any] | None = None,
     insist: bool = True,
+    windows: bool = False,
     workspace: str | None = None,
     context: dict[str, str] | None = None,
     on_progress: Progress | None = None,
@@ -97,13 +82,14 @@ def predict_file(
 
     `model` is whatever names a checkpoint. The files appear when all cells are done; a run that fails leaves what was there
     before, and the same call again goes on where it stopped, while model, input and settings are the same. `settings` are keys of the data
-    module for a model that carries none; for another they are refused, or left aside unless `insist`. `context` tags the MLflow run.
+    module for a model that carries none; for another they are refused, or left aside unless `insist`. `windows`: sequences that are longer
+    than the model reads are read in overlapping windows and the answers averaged, not cut. `context` tags the MLflow run.
     Returns numbers for a person: cells, unusable cells by reason, genes known and unknown, cells per second, settings left to defaults,
     weights loaded, the files. Raises DataError, CheckpointError, ConfigError or StorageError.
     """
     if is_remote(output):
         again = {"layer": layer, "batch_size": batch_size, "asked": asked, "settings": settings, "insist": insist}
-        again |= {"workspace": workspace, "context": context, "on_progress": on_progress}
+        again |= {"windows": windows, "workspace": workspace, "context": context, "on_progress": on_progress}
         return written_to(output, Workspace(workspace), lambda folder: predict_file(model, file, folder, **again))
     from bmfm_pipeline.models import load_model, model_folder
     from bmfm_pipeline.stages.planning import settled
@@ -123,9 +109,11 @@ def predict_file(
     poolings = named_poolings(asked.poolings or [predictor.pooling])
     if predictor.reads_sequences:
         refuse_for_sequences(layer, asked.annotated)
-        local, genes, kind = localise(file), None, SequenceChunks
+        local, genes, kind = localise(file), None, partial(SequenceChunks, windows=windows)
         source = SequenceInput.open(local, predictor.run.data_module.sequences)
     else:
+        if windows:
+            raise ConfigError(f"--windows: {model} reads cells; only sequences are read in windows. Leave it out")
         local, kind = readable(localise(file), place), ChunkPredictor
         source = open_source(local, layer, duplicates_rule(predictor))
         genes = check_input(source, predictor)
@@ -148,6 +136,7 @@ def predict_file(
         "layer": layer,
         "settings": settings,
         "pooling": list(poolings),
+        "windows": windows,
         "batch size": chunks.batch_size,
         "precision": run.task.precision,
         "device": run.task.accelerator,
@@ -172,7 +161,9 @@ def predict_file(
         summary |= {"unusable": sum(reasons.values()), "reasons": reasons, "genes": genes}
         if too_long := getattr(chunks, "too_long", 0):
             summary["longer_than_the_model"] = too_long
-            logger.warning(TOO_LONG, too_long, source.n_cells, run.data_module.evaluation_length)
+            said = IN_WINDOWS if windows else TOO_LONG
+            logger.warning(said, too_long, source.n_cells, run.data_module.evaluation_length)
+            summary["in_windows"] = windows
         with disk_errors(output, "--output"):
             summary |= _write(output, target, source, cells, answers, asked, list(poolings), str(model), named.id)
         summary["unknown"] = count_unknown(cells, answers)
@@ -199,7 +190,7 @@ def _predict(chunks: ChunkPredictor, cells: PredictedCells, tell: Progress) -> f
     first, total = cells.done, chunks.source.n_cells
     if first:
         tell({"kind": "note", "message": f"{first} of {total} cells were predicted before; going on from there"})
-    pace, began = _Pace(total, tell, first), time.monotonic()
+    pace, began = Pace(total, tell, first), time.monotonic()
     for _, found in chunks.run_from(first, pace):
         with disk_errors(cells.folder, "--output"):
             cells.add(found.arrays, found.reasons, found.unknown_values)

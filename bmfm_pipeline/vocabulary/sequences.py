@@ -44,6 +44,20 @@ class SequenceTokenizer:
         found = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         return [np.array(entry.ids, dtype=np.int64) for entry in found]
 
+    @property
+    def longest_piece(self) -> int:
+        """Letters of the longest piece."""
+        return max(len(token) for token in self.vocabulary.tokens[self.vocabulary.n_special :])
+
+    def lengths(self, sequence: str) -> np.ndarray:
+        """int64: how many letters of a sequence each of its pieces stands for, those of unknown ones too."""
+        text = sequence.upper() if self.upper_case else sequence
+        if self._single is not None:
+            return np.ones(len(text), dtype=np.int64)
+        offsets = self._tokenizer.encode(text, add_special_tokens=False).offsets
+        ends = np.array([end for _, end in offsets], dtype=np.int64)
+        return np.diff(ends, prepend=0)
+
     def encode(self, letters: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(ids uint32, how many each sequence has int64) of sequences one after the other: letters uint8, starts int64 (n + 1,)."""
         if self._single is not None:

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -107,6 +108,9 @@ def test_controls_of_sequences_stand_beside_the_model(artefacts):
     assert set(accuracy) == {"model", "majority", "kmer6_logistic", "gc_logistic"}
     assert accuracy["kmer6_logistic"] > 0.8 > accuracy["majority"]
     assert {"mcc", "f1", "auroc", "auprc"} <= {row["metric"] for row in rows if row["model"] == "model"}
+    text = (artefacts["evaluate"] / "report.md").read_text()
+    assert "60 test sequences" in text and "leakage: test: 1 identical to, 1 the reverse complement of" in text
+    assert not re.search(r"\bcells?\b", text), "sequences are called sequences"
     assert (artefacts["evaluate"] / "report.html").stat().st_size > 10_000
 
 

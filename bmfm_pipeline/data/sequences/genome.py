@@ -1,6 +1,7 @@
 """Windows of a genome: FASTA read letter by letter, cut as a BED file or a step says, chromosomes kept for testing by name."""
 
 import gzip
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,9 +25,19 @@ def is_fasta(path: str | Path) -> bool:
 def read_fasta(path: str | Path) -> Iterator[tuple[str, np.ndarray]]:
     """(name, letters uint8 as they stand) of each record, one at a time; the name is the first word of its line.
 
-    Raises DataError for text before the first record, a name that is there twice, and a file that holds none.
+    Raises DataError for text before the first record, a name that is there twice, a file that holds none, is not there or cannot be unpacked.
     """
-    path = Path(path)
+    try:
+        yield from _records(Path(path))
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(
+            f"{path}: cannot be unpacked ({error}); is the file complete, and gzipped as its name says?"
+        ) from None
+
+
+def _records(path: Path) -> Iterator[tuple[str, np.ndarray]]:
     opener = gzip.open if path.suffix == ".gz" else open
     name, parts, seen = None, [], set()
     with opener(path, "rb") as file:

@@ -65,7 +65,8 @@ def open_sequences(path: str | Path, column: str | None = None, labels: Sequence
         if missing:
             hint = did_you_mean(missing[0], names[split], before="; ")
             raise DataError(f"{file}: has no column '{missing[0]}'; it has {', '.join(names[split])}{hint}")
-        known = next((name for name in ID_COLUMNS if name in names[split] and name not in (column, *wanted)), None)
+        taken = (column, *(labels or ()))
+        known = next((name for name in ID_COLUMNS if name in names[split] and name not in taken), None)
         parts = [
             batch.to_pandas() for batch in _batches(file, [*dict.fromkeys([*wanted, *([known] if known else [])])])
         ]

@@ -1,5 +1,6 @@
 """What attributions say, as plain numbers and sentences: interpretation.json."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,15 @@ WAYS = {
     "cell_summary": "the summary at position 0",
     "linear_path": "the linear path",
 }
+
+
+def in_words(text: str, of: str) -> str:
+    """A sentence about cells and their genes, or about sequences and their pieces."""
+    if of == "cells":
+        return text
+    for word, other in (("cell", "sequence"), ("gene", "piece"), ("Gene", "Piece")):
+        text = re.sub(rf"\b{word}(s?)\b", rf"{other}\1", text)
+    return text
 
 
 def summarise_class(name: str | None, table: dict[str, Any], stability: float | None) -> dict[str, Any]:
@@ -116,6 +126,12 @@ def _of_checks(checks: dict[str, Any]) -> list[str]:
         said.append(
             f"with half as many steps, {100 * steps['top_in_common']:.0f} % of the {steps['top']} top genes of a cell stay the same "
             f"({checks['cells']} cells)"
+        )
+    if exchanged := checks.get("exchanged"):
+        said.append(
+            f"exchanging the {100 * exchanged['share']:.0f} % of bases with the largest scores lowers the score of a class by "
+            f"{exchanged['top']:.2f}, as many random bases by {exchanged['random']:.2f}; by more in {100 * exchanged['above']:.0f} % of "
+            f"{exchanged['sequences']} sequences"
         )
     sanity = {name: entry for name, entry in (checks.get("sanity") or {}).items() if entry["n"]}
     for name, entry in sanity.items():

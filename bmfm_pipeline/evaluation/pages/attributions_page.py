@@ -4,8 +4,10 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from bmfm_pipeline.evaluation.attributions.summary import in_words
 from bmfm_pipeline.evaluation.pages.charts import nice_ticks
 from bmfm_pipeline.evaluation.pages.drawing import Drawing
+from bmfm_pipeline.evaluation.pages.logos import logo
 from bmfm_pipeline.evaluation.pages.numbers import number, with_interval
 from bmfm_pipeline.evaluation.pages.rendering import render
 
@@ -22,16 +24,17 @@ OF_CELLS = {
 
 def attributions_page(found: dict[str, Any], title: str, about: dict[str, Any]) -> str:
     """interpret.html, self-contained. `found` is interpretation.json, `about` facts for its end."""
-    sections = []
+    sections, of = [], found.get("of", "cells")
     for name, label in found["labels"].items():
-        drawn = drawings_of(name, label)
+        drawn = drawings_of(name, label, found.get("of", "cells"))
         left = len(label["classes"]) - len(drawn)
         sections.append(
             {
                 "target": name,
-                "cells_of": OF_CELLS[label["cells_of"]],
+                "cells_of": in_words(OF_CELLS[label["cells_of"]], of),
+                "logos": [drawing for _, drawing in logos_of(name, label)],
                 "drawings": [drawing for _, drawing in drawn],
-                "left_out": f"{left} classes of fewer cells are in attributions.csv only" if left > 0 else "",
+                "left_out": f"{left} classes of fewer {of} are in attributions.csv only" if left > 0 else "",
                 "classes": [_class(entry) for entry in label["classes"]],
                 "completeness": label["completeness"],
             }
@@ -40,6 +43,7 @@ def attributions_page(found: dict[str, Any], title: str, about: dict[str, Any]) 
         "interpret.html",
         title=title,
         sentences=found["sentences"],
+        words={word: in_words(word, of) for word in ("cell", "cells", "gene", "genes", "Genes")},
         level=f"{100 * found['level']:g}",
         permutations=found["permutations"],
         sections=sections,
@@ -49,11 +53,28 @@ def attributions_page(found: dict[str, Any], title: str, about: dict[str, Any]) 
     )
 
 
-def drawings_of(name: str, label: dict[str, Any]) -> list[tuple[str, Drawing]]:
+def logos_of(name: str, label: dict[str, Any]) -> list[tuple[str, Drawing]]:
+    """(name of a file without its ending, logo) of the sequences with the highest scores of each class."""
+    drawn = []
+    for place, one in enumerate(label.get("logos", ())):
+        kind = one["class"] if one["class"] is not None else name
+        title = f"{kind}: {one['name']}, score {one['score']:.3g}"
+        if one["class"] is not None and one["predicted"] != one["class"]:
+            title += f", predicted {one['predicted']}"
+        end = one["first"] + len(one["letters"]) - 1
+        about = (
+            f"{title}. Letters are as tall as what they add to the score of {kind}; positions {one['first']} to {end}"
+        )
+        drawing = logo(title, about, one["letters"], one["scores"], first=one["first"])
+        drawn.append((f"logo-{_file_name(name, one['class'], place)}", drawing))
+    return drawn
+
+
+def drawings_of(name: str, label: dict[str, Any], of: str = "cells") -> list[tuple[str, Drawing]]:
     """(name of a file without its ending, chart) of the largest classes, in the order of the classes."""
     classes = [entry for entry in label["classes"] if entry["top"] or entry["against"]]
     largest = sorted(classes, key=lambda entry: -entry["n_cells"])[:MOST_CHARTS]
-    drawn = [(entry, _chart(name, entry)) for entry in classes if entry in largest]
+    drawn = [(entry, _chart(name, entry, of)) for entry in classes if entry in largest]
     return [(_file_name(name, entry["class"], number), chart) for number, (entry, chart) in enumerate(drawn)]
 
 
@@ -62,14 +83,14 @@ def _file_name(label: str, kind: str | None, number: int) -> str:
     return f"{number:03d}-{words}"[:80]
 
 
-def _chart(name: str, entry: dict[str, Any]) -> Drawing:
+def _chart(name: str, entry: dict[str, Any], of: str) -> Drawing:
     """A bar per gene, the largest first, then those that speak against the class; lines are intervals."""
     rows = [*entry["top"][:IN_CHART], *reversed(entry["against"])]
     ends = [0.0, *(row[key] for row in rows for key in ("mean", "ci_low", "ci_high") if row[key] is not None)]
     ticks = nice_ticks(min(ends), max(ends))
     kind = entry["class"] if entry["class"] is not None else name
     said = "; ".join(f"{row['gene']} {_with_interval(row)}" for row in rows)
-    title = f"{kind}: mean attribution of genes in {entry['n_cells']} cells"
+    title = f"{kind}: " + in_words(f"mean attribution of genes in {entry['n_cells']} cells", of)
     floor = TOP + STEP * len(rows)
     drawing = Drawing(WIDTH, floor + 24, title, f"{title}: {said}")
     right = WIDTH - 16
@@ -78,7 +99,9 @@ def _chart(name: str, entry: dict[str, Any]) -> Drawing:
         return NAMES + (right - NAMES) * (value - ticks[0]) / (ticks[-1] - ticks[0])
 
     drawing.text(4, 16, str(kind), colour="ink", size=13, bold=True)
-    drawing.text(4, 32, f"{entry['n_cells']} cells; {entry['stand_out']} of {entry['genes']} genes stand out")
+    drawing.text(
+        4, 32, in_words(f"{entry['n_cells']} cells; {entry['stand_out']} of {entry['genes']} genes stand out", of)
+    )
     for tick in ticks:
         drawing.line(across(tick), TOP - 4, across(tick), floor)
         anchor = "end" if tick == ticks[-1] else "middle"
@@ -140,6 +163,11 @@ def _checks(checks: dict[str, Any]) -> list[Sequence[str]]:
     if steps.get("rank_correlation") is not None:
         rows.append(
             (f"half as many steps ({steps['n_steps']} at least)", number(steps["rank_correlation"]), "close to 1")
+        )
+    if exchanged := checks.get("exchanged"):
+        value = f"scores fall by {number(exchanged['top'])}, with as many random bases by {number(exchanged['random'])}"
+        rows.append(
+            (f"{100 * exchanged['share']:.0f} % of the bases exchanged, those with the largest scores", value, "larger")
         )
     words = {
         "head": ("weights of the label heads shuffled", "close to 0"),

@@ -32,6 +32,11 @@ class Drawing:
     def area(self, points: list[Point], colour: str, opacity: float):
         self.shapes.append(("area", points, colour, opacity))
 
+    def areas(self, polygons: list[list[Point]], colour: str, opacity: float = 1):
+        """Filled polygons of one colour."""
+        if polygons:
+            self.shapes.append(("areas", polygons, colour, opacity))
+
     def boxes(self, boxes: list[tuple[float, float, float, float]], colour: str, opacity: float = 1):
         """Filled rectangles (x, y, width, height) of one colour."""
         if boxes:
@@ -84,6 +89,11 @@ def _area(points, colour, opacity) -> str:
     return f'<polygon points="{places}" style="fill:var(--{colour})" fill-opacity="{opacity}"/>'
 
 
+def _areas(polygons, colour, opacity) -> str:
+    places = "".join("M" + "L".join(f"{_short(x)} {_short(y)}" for x, y in points) + "z" for points in polygons)
+    return f'<path d="{places}" style="fill:var(--{colour})" fill-opacity="{_short(opacity)}"/>'
+
+
 def _boxes(boxes, colour, opacity) -> str:
     places = "".join(
         f"M{_short(x)} {_short(y)}h{_short(wide)}v{_short(tall)}h{_short(-wide)}z" for x, y, wide, tall in boxes
@@ -114,4 +124,4 @@ def _short(value: float) -> str:
     return f"{value:.1f}".removesuffix(".0")
 
 
-_SVG = {"path": _path, "area": _area, "boxes": _boxes, "dots": _dots, "text": _text}
+_SVG = {"path": _path, "area": _area, "areas": _areas, "boxes": _boxes, "dots": _dots, "text": _text}

@@ -38,11 +38,15 @@ def _area(axes, order, points, colour, opacity):
 
 
 def _boxes(axes, order, boxes, colour, opacity):
+    corners = [[(x, y), (x + wide, y), (x + wide, y + tall), (x, y + tall)] for x, y, wide, tall in boxes]
+    _areas(axes, order, corners, colour, opacity)
+
+
+def _areas(axes, order, polygons, colour, opacity):
     from matplotlib.collections import PolyCollection
 
-    corners = [[(x, y), (x + wide, y), (x + wide, y + tall), (x, y + tall)] for x, y, wide, tall in boxes]
     axes.add_collection(
-        PolyCollection(corners, facecolors=LIGHT[colour], alpha=opacity, linewidths=0, zorder=order), autolim=False
+        PolyCollection(polygons, facecolors=LIGHT[colour], alpha=opacity, linewidths=0, zorder=order), autolim=False
     )
 
 
@@ -81,4 +85,4 @@ def _text(axes, order, x, y, text, colour, anchor, size, bold, halo):
     )
 
 
-_DRAWN = {"path": _path, "area": _area, "boxes": _boxes, "dots": _dots, "text": _text}
+_DRAWN = {"path": _path, "area": _area, "areas": _areas, "boxes": _boxes, "dots": _dots, "text": _text}

@@ -152,7 +152,7 @@ class ChunkPredictor:
             self.network,
             loader,
             predictor.class_names,
-            pooling=atoms(list(self.poolings.values())),
+            pooling=atoms(list(self.poolings.values())) or None,
             keep_logits=True,
             precision=run.task.precision,
             device="cuda" if run.task.accelerator == "gpu" else "cpu",

@@ -48,7 +48,7 @@ def write_tables(
             ),
         }.get(name) or (lambda block, where, pooling=pooling: _embeddings(block, where, cells, pooling))
     writers = {
-        name: _Writer(folder / f"{name}.{kind}", header=not name.startswith("embeddings"))
+        name: TableWriter(folder / f"{name}.{kind}", header=not name.startswith("embeddings"))
         for name in makers
         if name in wanted
     }
@@ -64,7 +64,7 @@ def write_tables(
 
 def write_table(path: Path, table: Table) -> None:
     """One table as csv or parquet, as the ending of `path` says."""
-    writer = _Writer(path, header=True)
+    writer = TableWriter(path, header=True)
     try:
         writer.write(table)
     finally:
@@ -132,7 +132,7 @@ def _embeddings(names: Sequence[str], where: slice, cells: PredictedCells, pooli
     return {"cell": names} | {str(place): numbers[:, place].view(Nan) for place in range(numbers.shape[1])}
 
 
-class _Writer:
+class TableWriter:
     """A csv or parquet file that tables are added to. In csv, numbers have as many digits as float32 needs and nothing stands for nan."""
 
     def __init__(self, path: Path, header: bool):

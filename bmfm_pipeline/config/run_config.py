@@ -211,6 +211,11 @@ class RunConfig(Section):
         return self.data_module.collation_strategy == "sequence_labeling"
 
     @property
+    def observed(self) -> str:
+        """What the rows of the data are."""
+        return "cells" if self.data_module.sequences is None else "sequences"
+
+    @property
     def training_stage(self) -> str:
         """'pretrain' when tokens are masked, else 'finetune'."""
         return "pretrain" if self.predicts_fields else "finetune"

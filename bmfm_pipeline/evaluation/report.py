@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from bmfm_pipeline.evaluation.attributions.summary import in_words
 from bmfm_pipeline.evaluation.controls import DESCRIPTIONS
 from bmfm_pipeline.evaluation.controls.choice import described
 from bmfm_pipeline.evaluation.controls.values import values_read
@@ -14,7 +15,7 @@ from bmfm_pipeline.evaluation.pages import sections
 from bmfm_pipeline.evaluation.pages.charts import MOST_TARGETS_WITH_CHARTS, curves, forests, reliability, risk_coverage
 from bmfm_pipeline.evaluation.pages.drawing import Drawing
 from bmfm_pipeline.evaluation.pages.markdown import evaluation_markdown
-from bmfm_pipeline.evaluation.pages.numbers import number, percent, with_interval
+from bmfm_pipeline.evaluation.pages.numbers import number, observed, percent, with_interval
 from bmfm_pipeline.evaluation.pages.rendering import render
 from bmfm_pipeline.evaluation.rows import Evaluation
 from bmfm_pipeline.evaluation.tables import LABELS
@@ -64,7 +65,7 @@ def write_report(
         "tables": tables,
         "many": len(targets) > MOST_TARGETS_WITH_CHARTS,
         "controls": {
-            LABELS.get(name, name): described(name, values_read(evaluation.notes))
+            LABELS.get(name, name): in_words(described(name, values_read(evaluation.notes)), observed())
             for name in DESCRIPTIONS
             if any(row["model"] == name for row in evaluation.rows)
         },
@@ -126,7 +127,7 @@ def _calibration(found: dict[str, Any] | None) -> list[dict[str, Any]]:
         drawings = [drawing for drawing in (reliability(target, entry), risk_coverage(target, entry)) if drawing]
         facts = {}
         if (temperature := entry.get("temperature")) is not None:
-            said = f", fitted on {entry['n_dev']:,} dev cells" if entry.get("n_dev") else ""
+            said = f", fitted on {entry['n_dev']:,} dev {observed()}" if entry.get("n_dev") else ""
             facts["temperature"] = (
                 f"{number(temperature)}{said}; above 1 the model was too sure, below 1 not sure enough"
             )
@@ -144,7 +145,7 @@ def _calibration(found: dict[str, Any] | None) -> list[dict[str, Any]]:
         unknown = entry.get("unknown") or {}
         if unknown.get("threshold") is not None:
             facts["called unknown"] = (
-                f"{percent(unknown.get('share'))} of the cells, below confidence {number(unknown['threshold'])}; of the others "
+                f"{percent(unknown.get('share'))} of the {observed()}, below confidence {number(unknown['threshold'])}; of the others "
                 f"{percent(unknown.get('accuracy_of_known'))} are right"
             )
         if drawings or facts:

@@ -11,6 +11,7 @@ from bmfm_pipeline.config import DataModuleConfig, RunConfig
 from bmfm_pipeline.data.label_ontology import read_allowed
 from bmfm_pipeline.data.splits import read_split_info
 from bmfm_pipeline.errors import DataError
+from bmfm_pipeline.evaluation.attributions.summary import in_words
 from bmfm_pipeline.evaluation.calibration import Unknown, calibration_of, fitted_to, rows_of_all
 from bmfm_pipeline.evaluation.card import numbers_of_test
 from bmfm_pipeline.evaluation.confidences import confidences_of_model, read_confidences, write_confidences
@@ -196,10 +197,14 @@ def metrics(job: Job, on_progress: Progress) -> dict[str, Any]:
         score_perturbations(evaluation, run, prepared, job.staging, settings)
     fitted = read_calibration(input_folder(job, "model"))
     evaluation.rows += rows_of_all(read_confidences(job.staging), others, fitted, settings)
-    evaluation.notes += notes + notes_of_controls(job)
+    evaluation.notes += notes + notes_of_controls(job) + _shared_with_training(run, prepared)
     if run.data_module.train_fraction is not None:
         cells_of = prepared if held is None else held.training
         evaluation.notes.append(f"{cells_of.training_sentence(run)}, for the model and its controls alike")
+    if run.observed != "cells":
+        evaluation.rows = [{**row, "of": run.observed} for row in evaluation.rows]
+        evaluation.verdicts = [in_words(text, run.observed) for text in evaluation.verdicts]
+        evaluation.notes = [in_words(text, run.observed) for text in evaluation.notes]
     write_json_atomic(job.staging / "metrics.json", evaluation.rows)
     write_json_atomic(job.staging / "evaluation.json", evaluation.to_dict())
     with open(job.staging / "metrics.csv", "w", newline="") as stream:
@@ -211,6 +216,14 @@ def metrics(job: Job, on_progress: Progress) -> dict[str, Any]:
     shown = ("metric", "target", "model", "value", "ci_low", "ci_high", "ci_method", "n")
     table = [{name: row[name] for name in shown} for row in evaluation.rows]
     return {"uri": str(file), "hash": hash_file(file), "summary": {"verdicts": evaluation.verdicts}, "table": table}
+
+
+def _shared_with_training(run: RunConfig, prepared: PreparedData) -> list[str]:
+    """Which of the tested sequences are training sequences, as their preprocessing has counted."""
+    if run.data_module.sequences is None:
+        return []
+    said = read_json(prepared.folder / "report.json").get("split", {}).get("leakage")
+    return [f"leakage: {said}"] if said else []
 
 
 def calibration(job: Job, on_progress: Progress) -> dict[str, Any]:
@@ -225,6 +238,8 @@ def calibration(job: Job, on_progress: Progress) -> dict[str, Any]:
         for target, ways in found.items()
         if (entry := calibration_of(ways, fitted_to(target, fitted), settings, unknown))
     }
+    for entry in result.values():
+        entry["sentence"] = in_words(entry["sentence"], run.observed)
     file = job.staging / "calibration.json"
     write_json_atomic(file, result)
     said = [f"{target}: {entry['sentence']}" for target, entry in result.items()]

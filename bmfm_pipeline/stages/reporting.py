@@ -12,7 +12,7 @@ from bmfm_pipeline.errors import StorageError
 from bmfm_pipeline.evaluation.confused import MEASURE, describe_confused
 from bmfm_pipeline.evaluation.controls import log_cp10k
 from bmfm_pipeline.evaluation.controls.values import WITHOUT_COUNTS, values_for_controls
-from bmfm_pipeline.evaluation.pages.numbers import counted, size
+from bmfm_pipeline.evaluation.pages.numbers import counted, observing, size
 from bmfm_pipeline.evaluation.pages.sections import training_detail
 from bmfm_pipeline.evaluation.predictions import read_predictions
 from bmfm_pipeline.evaluation.report import CALIBRATION, CONFUSED, EMBEDDING_MAP, write_report
@@ -42,25 +42,26 @@ def report(job: Job, on_progress: Progress) -> dict[str, Any]:
     trained = _read(model / "run_config.json")
     prepared = _read(data / "report.json")
     file = job.staging / "report.html"
-    write_report(
-        file,
-        evaluation,
-        title=f"{job.name}: evaluation{' on held-out data' if held else ''}",
-        lead=_lead(job, model, evaluation),
-        facts=_facts(job, run, data, trained, held),
-        notes=[*trained.get("notes", []), *run.notes],
-        history=model / "history.jsonl",
-        preprocessing=prepared.get("steps", []),
-        config=redact(json.loads(json.dumps(job.config))),
-        calibration=_read(job.staging / CALIBRATION),
-        embedding_map=_read(job.staging / EMBEDDING_MAP),
-        confused=confused,
-        genes=prepared.get("gene_names"),
-        environment=environment(),
-        costs={**_costs_before(job, model, data), "evaluate": cost_of(job, until="report")},
-        text=job.staging / "report.md",
-        figures=job.staging / "figures",
-    )
+    with observing(run.observed):
+        write_report(
+            file,
+            evaluation,
+            title=f"{job.name}: evaluation{' on held-out data' if held else ''}",
+            lead=_lead(job, model, evaluation),
+            facts=_facts(job, run, data, trained, held),
+            notes=[*trained.get("notes", []), *run.notes],
+            history=model / "history.jsonl",
+            preprocessing=prepared.get("steps", []),
+            config=redact(json.loads(json.dumps(job.config))),
+            calibration=_read(job.staging / CALIBRATION),
+            embedding_map=_read(job.staging / EMBEDDING_MAP),
+            confused=confused,
+            genes=prepared.get("gene_names"),
+            environment=environment(),
+            costs={**_costs_before(job, model, data), "evaluate": cost_of(job, until="report")},
+            text=job.staging / "report.md",
+            figures=job.staging / "figures",
+        )
     return {"uri": str(file), "hash": hash_file(file)}
 
 
@@ -80,10 +81,12 @@ def _facts(
 ) -> dict[str, Any]:
     split = read_json(data / "split.json")
     divided = ", ".join(f"{name} {count}" for name, count in split["counts"].items())
-    said = f"{divided} cells; {split_sentence(split)} (hash {split['hash'][:16]})"
+    said = f"{divided} {run.observed}; {split_sentence(split)} (hash {split['hash'][:16]})"
     if held is not None:
         entry = job.inputs[TRAINING]
-        said = f"held-out data: {len(held.rows)} test cells of {held.said['cells']} (hash {held.split_hash[:16]})"
+        said = (
+            f"held-out data: {len(held.rows)} test {run.observed} of {held.said['cells']} (hash {held.split_hash[:16]})"
+        )
         said += f"; the model was trained on {entry['uri']} (hash {entry['id'][:16]})"
     manifest = _read(data / MANIFEST)
     sources = {

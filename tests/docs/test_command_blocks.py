@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import random
 import re
 import shutil
 import signal
@@ -36,6 +37,18 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def write_promoters(folder: Path) -> None:
+    """Sequences of 70 letters, half of them with a TATA box."""
+    draw = random.Random(0)
+    folder.mkdir(parents=True)
+    for split, size in {"train": 200, "dev": 40, "test": 60}.items():
+        rows = []
+        for label in (row % 2 for row in range(size)):
+            text = "".join(draw.choices("ACGT", k=70))
+            rows.append(f"{text[:20] + 'TATAAAAG' + text[28:] if label else text},{label}")
+        (folder / f"{split}.csv").write_text("\n".join(["sequence,label", *rows]) + "\n")
+
+
 class Place:
     """A copy of the checkout with cells.h5ad beside it, in which commands run as a person would type them."""
 
@@ -52,6 +65,7 @@ class Place:
         anndata.read_h5ad(cells)[:300].copy().write_h5ad(folder / "cells.h5ad")
         (folder / "data" / "h5ad").mkdir(parents=True)
         shutil.copyfile(cells, folder / "data" / "h5ad" / "zheng68k.h5ad")
+        write_promoters(folder / "data" / "GUE" / "prom" / "prom_core_tata")
         hidden = ("BMFM_WORKSPACE", "BMFM_STATE", "PREFECT_API_URL", "MLFLOW_TRACKING_URI")
         self.environment = {name: value for name, value in os.environ.items() if name not in hidden} | {
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -118,6 +132,8 @@ def test_command_block(page, number, place):
     assert "Traceback" not in shown
     if block.startswith("make demo"):
         assert "logistic regression (L2)" in shown and "report.html" in shown and "bmfm ui" in shown
+    if "GUE" in block:
+        assert "logistic regression, words of 1 to 6 letters" in shown and "report.html" in shown
     if "--watch" in block:
         assert "Flow run finished successfully" in shown
 

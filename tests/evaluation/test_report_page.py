@@ -327,4 +327,4 @@ def test_many_classes_without_any_confusion_say_so(tmp_path):
     found = evaluate_predictions(
         Predictions([str(i) for i in truth], {"celltype": perfect}), {}, Settings(resamples=20)
     )
-    assert "No cell was taken for one of another class." in page(tmp_path, found)[0]
+    assert "None of the cells were taken for another class." in page(tmp_path, found)[0]

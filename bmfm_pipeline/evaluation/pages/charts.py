@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bmfm_pipeline.evaluation.pages.drawing import Drawing
-from bmfm_pipeline.evaluation.pages.numbers import number, percent, with_interval
+from bmfm_pipeline.evaluation.pages.numbers import number, observed, percent, with_interval
 
 WIDTH = 340
 # Of a target, the metrics that are drawn when it has them, at most FORESTS of them.
@@ -131,13 +131,13 @@ def reliability(target: str, entry: dict[str, Any]) -> Drawing | None:
             WIDTH,
             250,
             f"reliability of {target}",
-            f"share of right cells against confidence, {len(bins)} bins; expected calibration error {with_interval(entry.get('ece'))}; "
+            f"share of right {observed()} against confidence, {len(bins)} bins; expected calibration error {with_interval(entry.get('ece'))}; "
             f"furthest from the diagonal: confidence {number(largest['confidence'])}, right {number(largest['accuracy'])} ({side})",
         ),
         (0, 1),
         (0, 1),
     )
-    box.axes("0", "1", "0", "1", across="confidence", up="share of right cells; dashed: as often right as sure")
+    box.axes("0", "1", "0", "1", across="confidence", up=f"share of right {observed()}; dashed: as often right as sure")
     box.curve([(0, 0), (1, 1)], "soft", "4 4")
     most = max(part["n"] for part in bins)
     for part in bins:
@@ -160,14 +160,19 @@ def risk_coverage(target: str, entry: dict[str, Any]) -> Drawing | None:
             WIDTH,
             250,
             f"risk by coverage of {target}",
-            f"share of wrong cells against share of cells answered, the surest first: {percent(points[-1][1])} of all, "
+            f"share of wrong {observed()} against share of {observed()} answered, the surest first: {percent(points[-1][1])} of all, "
             f"{percent(half[1])} at coverage {number(half[0])}; area {with_interval(entry.get('aurc'))}",
         ),
         (0, 1),
         (0, max(0.01, *(risk for _, risk in points))),
     )
     box.axes(
-        "0", "1", "0", f"{100 * box.y[1]:.3g} %", across="share of cells answered", up="share of wrong cells among them"
+        "0",
+        "1",
+        "0",
+        f"{100 * box.y[1]:.3g} %",
+        across=f"share of {observed()} answered",
+        up=f"share of wrong {observed()} among them",
     )
     box.curve(points, "mark", "")
     threshold = (entry.get("unknown") or {}).get("share")

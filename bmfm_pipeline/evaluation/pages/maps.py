@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from bmfm_pipeline.evaluation.pages.drawing import Drawing
-from bmfm_pipeline.evaluation.pages.numbers import percent
+from bmfm_pipeline.evaluation.pages.numbers import observed, percent
 from bmfm_pipeline.evaluation.pages.palette import CATEGORIES
 
 SIDE, BORDER = 340, 8
@@ -85,7 +85,7 @@ def _class_map(target: str, what: str, places, values: list, order: list[str], m
         legend.append({"number": "", "name": "no label", "colour": "other", "cells": len(unknown)})
     said = ", ".join(f"{row['name']} {row['cells']}" for row in legend)
     drawing = Drawing(
-        SIDE, SIDE, f"{method} by {what} of {target}", f"{len(places)} cells by {what} of {target}: {said}"
+        SIDE, SIDE, f"{method} by {what} of {target}", f"{len(places)} {observed()} by {what} of {target}: {said}"
     )
     drawing.dots([*rest, *unknown], "other", size=2.5)
     for index, name in enumerate(shown):
@@ -129,7 +129,10 @@ def _confidence_map(target: str, places, confidence: list, method: str) -> dict[
     ]
     said = ", ".join(f"{row['name']} {row['cells']}" for row in legend)
     drawing = Drawing(
-        SIDE, SIDE, f"{method} by confidence of {target}", f"{len(places)} cells by confidence in {target}: {said}"
+        SIDE,
+        SIDE,
+        f"{method} by confidence of {target}",
+        f"{len(places)} {observed()} by confidence in {target}: {said}",
     )
     for group, (_, colour, size, _) in reversed(list(zip(groups, CONFIDENCES, strict=True))):
         drawing.dots(group, colour, size=size)
@@ -151,7 +154,7 @@ def shaded_confusion(target: str, classes: list[str], counts: list[list[int]]) -
                 groups[shade].append((BORDER + guess * step, BORDER + true * step, step, step))
     about = (
         f"{n} true classes by {n} predicted ones, in the order of the class table; "
-        f"{percent(right / total if total else None)} of the cells lie on the diagonal"
+        f"{percent(right / total if total else None)} of the {observed()} lie on the diagonal"
     )
     drawing = Drawing(side, side, f"confusion of {target}", about)
     drawing.line(BORDER, BORDER, side - BORDER, side - BORDER, "line")

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from bmfm_pipeline.evaluation.pages.numbers import duration, percent, size
+from bmfm_pipeline.evaluation.pages.numbers import duration, observed, percent, size
 from bmfm_pipeline.evaluation.pages.sections import LISTED_CONFUSIONS, largest_confusions
 
 ESCAPED = str.maketrans({sign: f"\\{sign}" for sign in "\\`*<>|#"} | {"\n": " "})
@@ -58,7 +58,7 @@ def evaluation_markdown(context: dict[str, Any], confusion: dict[str, dict[str, 
         parts += [
             f"## Confusion: {plain(target)}",
             f"the largest {len(shown)} of {len(pairs)} confusions; the whole matrix is in evaluation.json",
-            table(["true class", "predicted", "cells", "of the class"], shown) if shown else "",
+            table(["true class", "predicted", observed(), "of the class"], shown) if shown else "",
         ]
     if context["confused"]:
         parts += ["## Most confused pairs, and their genes", *_confused(context["confused"])]

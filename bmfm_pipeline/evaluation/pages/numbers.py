@@ -1,5 +1,8 @@
-"""Numbers as pages show them."""
+"""Numbers as pages show them, and what they count."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
@@ -48,4 +51,23 @@ def duration(seconds: float | None) -> str:
 def counted(rows: list[dict[str, Any]]) -> str:
     """What the n of a target's rows counts."""
     notes = {row.get("note") or "" for row in rows}
-    return next((word for word in ("positions", "perturbations") if any(word in note for note in notes)), "cells")
+    usual = next((row["of"] for row in rows if row.get("of")), "cells")
+    return next((word for word in ("positions", "perturbations") if any(word in note for note in notes)), usual)
+
+
+_OBSERVED: ContextVar[str] = ContextVar("observed", default="cells")
+
+
+def observed() -> str:
+    """What is evaluated, as pages call it: cells, unless `observing` says otherwise."""
+    return _OBSERVED.get()
+
+
+@contextmanager
+def observing(what: str) -> Iterator[None]:
+    """Pages and charts made within speak of `what`."""
+    token = _OBSERVED.set(what)
+    try:
+        yield
+    finally:
+        _OBSERVED.reset(token)

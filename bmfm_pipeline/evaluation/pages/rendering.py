@@ -36,6 +36,7 @@ def _environment():
     script = (TEMPLATES / "sort.js").read_text(encoding="utf-8").strip()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     environment.globals |= {
+        "observed": numbers.observed,
         "style": Markup(palette.css() + "\n" + (TEMPLATES / "style.css").read_text(encoding="utf-8")),
         "script": Markup(script),
         # Nothing is fetched, and of scripts only this one runs, whatever the names in the data contain.

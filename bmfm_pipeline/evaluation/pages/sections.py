@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bmfm_pipeline.evaluation.pages.maps import embedding_maps, shaded_confusion
-from bmfm_pipeline.evaluation.pages.numbers import counted, number, percent, with_interval
+from bmfm_pipeline.evaluation.pages.numbers import counted, number, observed, percent, with_interval
 
 # A larger confusion matrix cannot be read as a table: it is drawn, and its largest confusions are listed.
 LARGEST_MATRIX = 40
@@ -77,7 +77,7 @@ def class_table(classes: list[dict[str, Any]], level: str) -> dict[str, Any]:
             cells.append(("–" if row[key] is None else with_interval(value), row[key]))
         rows.append({"name": row["class"], "rare": row["rare"], "cells": cells})
     own = 3 + next((at for at, (key, _) in enumerate(there) if key == "f1"), 0)
-    return {"header": ["class", "test cells", "predicted", *names], "rows": rows, "own": own}
+    return {"header": ["class", f"test {observed()}", "predicted", *names], "rows": rows, "own": own}
 
 
 def gene_error_section(found: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
@@ -220,7 +220,7 @@ def training_detail(summary: Mapping[str, Any]) -> str:
     if summary.get("steps") is not None:
         parts.append(f"{summary['steps']:,} steps")
     if summary.get("cells_per_s"):
-        parts.append(f"{summary['cells_per_s']:,} cells/s")
+        parts.append(f"{summary['cells_per_s']:,} {observed()}/s")
     if summary.get("loader_wait_share") is not None:
         parts.append(f"{100 * summary['loader_wait_share']:.1f} % waiting for data")
     if summary.get("peak_gpu_memory_gb"):

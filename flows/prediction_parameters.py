@@ -1,5 +1,6 @@
 """The form of the predict flow: a model, a file, and what is written of its cells."""
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, WithJsonSchema, field_validator, model_validator
@@ -34,7 +35,7 @@ class PredictParameters(Form):
     h5ad: bool = Field(
         True,
         title="Copy of the file",
-        description="Also write predicted.h5ad, the input with labels and embeddings in it. Not for sequences: switch it off.",
+        description="Also write predicted.h5ad, the input with labels and embeddings in it. Of sequences there is none.",
     )
     umap: bool = Field(False, title="Map", description="Also two coordinates per cell.")
     batch_column: Text = Field(
@@ -74,12 +75,14 @@ class PredictParameters(Form):
 
     def asked(self) -> Any:
         """The same as predict_file takes it."""
+        from bmfm_pipeline.config.sequences import ENDINGS, FASTA
         from bmfm_pipeline.stages.predicting.asked import ANNOTATED, Asked
 
+        cells = not (self.input.lower().endswith((*ENDINGS, *FASTA)) or Path(self.input).is_dir())
         return Asked(
             poolings=self.pooling,
             format=self.format,
-            annotated=ANNOTATED if self.h5ad else None,
+            annotated=ANNOTATED if self.h5ad and cells else None,
             unknown_below=self.unknown_below,
             umap=self.umap,
             batch_column=self.batch_column,

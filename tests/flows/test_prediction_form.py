@@ -32,6 +32,9 @@ def test_a_form_asks_for_what_it_says():
     empty = {name: " " for name in ("layer", "format", "batch_column", "unknown_below", "workspace")}
     assert PredictParameters(**NEEDED, **empty, pooling=None) == PredictParameters(**NEEDED)
     assert PredictParameters(**NEEDED, h5ad=False).asked().annotated is None
+    assert PredictParameters(**{**NEEDED, "input": "s3://bucket/windows.fa.gz"}).asked().annotated is None, (
+        "of sequences"
+    )
 
 
 @pytest.mark.parametrize(

@@ -145,7 +145,7 @@ class Camera:
 def take_all(stack: Stack, camera: Camera, parameters: dict[str, Any]) -> None:
     """One run, and the pages about it in the order in which a person comes to them."""
     form = stack.ask("deployments/name/pretrain/zheng68k-mini")["id"]
-    camera.open(f"{stack.page}/v2/deployments", "zheng68k-mini", "preprocess")
+    camera.open(f"{stack.page}/v2/deployments", "core_promoter", "preprocess")
     camera.take("deployments")
     camera.open(f"{stack.page}/v2/deployments/deployment/{form}/run", "Learning rate", "Start from", height=1500)
     camera.take("form")

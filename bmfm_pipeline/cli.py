@@ -292,6 +292,9 @@ def _parser() -> argparse.ArgumentParser:
     names.add_argument("--url", help="download: another address of the complete set of HGNC")
     names.add_argument("--sha256", metavar="SUM", help="download: the sum that the file must have")
     deploy = add("deploy", "register pools, limits, deployments, schedules and automations on a Prefect server")
+    deploy.add_argument(
+        "names", nargs="*", metavar="NAME", help="only these datasets or suites; nothing is removed then (default: all)"
+    )
     deploy.add_argument("--dry-run", action="store_true", help="show what would change, and change nothing")
     deploy.add_argument(
         "--gpus", type=int, metavar="N", help="runs that may use a model at once, on all workers together (at first 1)"

@@ -6,7 +6,7 @@ the server's pages stay as they are.
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -16,7 +16,7 @@ from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_URL
 
 from bmfm_pipeline.config import list_entries
-from bmfm_pipeline.errors import ConfigError, PipelineError
+from bmfm_pipeline.errors import ConfigError, PipelineError, did_you_mean
 from flows import automations as catalogue_automations
 from flows import deployments as catalogue_deployments
 from flows.automations import MANAGED
@@ -44,14 +44,15 @@ WHY_POOLS = {
 
 
 def deploy(
-    *, dry_run: bool = False, gpus: int | None = None, pool_types: dict[str, str] | None = None, reset: bool = False,
-    keep: bool = False,
+    names: Sequence[str] = (), *, dry_run: bool = False, gpus: int | None = None, pool_types: dict[str, str] | None = None,
+    reset: bool = False, keep: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Compare the server with the catalogue and, unless `dry_run`, carry out the difference.
 
     `gpus` is how many runs the pool `gpu` starts at once (default: as it is, at first 1), `pool_types` the
     type of pools that are not there yet, {name: process | docker | kubernetes}. `reset` also overwrites what people switch on the
-    pages; `keep` leaves what is gone from the catalogue. Returns {server, dry_run, changed, rows: [{change, kind, name, what}]}.
+    pages; `keep` leaves what is gone from the catalogue. With `names` of datasets or suites only what is of these is looked at, and
+    nothing is removed. Returns {server, dry_run, changed, rows: [{change, kind, name, what}]}.
     """
     address = PREFECT_API_URL.value()
     if not address:
@@ -59,7 +60,7 @@ def deploy(
     reach_loopback_directly(address)
     try:
         with get_client(sync_client=True) as client:
-            changes = list(_changes(client, gpus, pool_types or {}, reset, keep, dry_run))
+            changes = list(_changes(client, names, gpus, pool_types or {}, reset, keep or bool(names), dry_run))
             todo = [change for change in changes if change.sign != KEPT]
             for change in todo if not dry_run else ():
                 if change.act is not None:
@@ -103,10 +104,18 @@ def refused(address: str, error: PrefectHTTPStatusError) -> str:
 
 
 def _changes(
-    client: SyncPrefectClient, gpus: int | None, pool_types: dict[str, str], reset: bool, keep: bool, dry_run: bool
-) -> Iterator[Change]:
+    client: SyncPrefectClient, chosen: Sequence[str], gpus: int | None, pool_types: dict[str, str], reset: bool, keep: bool,
+    dry_run: bool,
+) -> Iterator[Change]:  # fmt: skip
     """In the order in which they are carried out: what is needed by others first, removals from the other end."""
     entries, specs = list_entries(), catalogue_deployments.deployments()
+    if chosen:
+        known = list(dict.fromkeys(spec["name"] for spec in specs))
+        if stranger := next((name for name in chosen if name not in known), None):
+            hint = did_you_mean(stranger, known, before="; ")
+            raise ConfigError(f"{stranger}: nothing of this name is deployed; there are {', '.join(known)}{hint}")
+        entries = [entry for entry in entries if entry.name in chosen]
+        specs = [spec for spec in specs if spec["name"] in chosen]
     by_name = {deployment_name(spec): spec for spec in specs}
     yield from _pools(client, specs, gpus, pool_types, reset)
 

@@ -22,8 +22,9 @@ def deploy(arguments: argparse.Namespace) -> dict[str, Any]:
     from flows import deploying
 
     found = deploying.deploy(
-        dry_run=arguments.dry_run, gpus=arguments.gpus, pool_types=types, reset=arguments.reset, keep=arguments.keep
-    )
+        arguments.names, dry_run=arguments.dry_run, gpus=arguments.gpus, pool_types=types, reset=arguments.reset,
+        keep=arguments.keep,
+    )  # fmt: skip
     if not arguments.json:
         print(describe(found))
     return found

@@ -82,10 +82,9 @@ class Place:
             # -o: the environment is the one of the tests, and must not be installed anew from this copy.
             return f'make -o .venv/.ready demo ARGS="{SMALL} pretrain.task.max_steps=4 finetune.task.max_steps=6"'
         if "KEY" in line:
-            models = sorted(
-                (self.folder / "workspace" / "artefacts" / "finetune").iterdir(), key=lambda path: path.stat().st_mtime
-            )
-            line = line.replace("KEY", models[-1].name)
+            models = (self.folder / "workspace" / "artefacts" / "finetune").iterdir()
+            of_cells = [path for path in models if '"name": "cells"' in (path / "artefact.json").read_text()]
+            line = line.replace("KEY", max(of_cells, key=lambda path: path.stat().st_mtime).name)
         if TRAINS.match(line):
             words = [word for word in SMALL.split() if word.split("=")[0] not in line]
             line = f"{line} {' '.join(words)}" + ("" if "max_steps" in line else " task.max_steps=4")

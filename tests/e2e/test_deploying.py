@@ -151,6 +151,14 @@ def fail(server, client, hook, wait_for):
     assert said["flow_run"].startswith(server.page) and str(run.id) in said["flow_run"]
 
 
+def test_names_choose_what_is_looked_at(deploy):
+    assert not deploy(["zheng68k", "file"], dry_run=True)["changed"]
+    with pytest.raises(
+        ConfigError, match=r"zheng68k_mini: nothing of this name is deployed.*did you mean 'zheng68k-mini'"
+    ):
+        deploy(["zheng68k_mini"], dry_run=True)
+
+
 def test_the_doctor_sees_pools_workers_and_a_pause(client):
     from prefect.client.schemas.actions import WorkPoolUpdate
 

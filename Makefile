@@ -30,7 +30,7 @@ lint: venv
 	$(BIN)/lint-imports --no-cache > /dev/null || { $(BIN)/lint-imports --no-cache; exit 1; }
 
 # Processes that run tests side by side: much of the suite waits for servers. A server is started once, a module runs in one process.
-TEST_PROCESSES ?= 3
+TEST_PROCESSES ?= 2
 test: lint
 	$(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --dist loadscope --no-loadscope-reorder
 

@@ -153,6 +153,7 @@ class TestWithoutAnAccelerator:
         sequences = run.data_module.sequences
         assert sequences.vocabulary.kind == "nucleotide" and run.model.linear_path
         assert run.model.convolution_layers > 0 and run.model.classifier_pooling == "max"
+        assert run.model.position_embedding_type and run.model.max_position_embeddings >= run.data_module.max_length
         assert compose(name).model.convolution_layers == 0, "cells are not sequences"
 
     @pytest.mark.parametrize("written", ["kind=bpe", "size=1000"])

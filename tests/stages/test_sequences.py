@@ -196,7 +196,7 @@ def test_a_genome_is_pretrained_on_and_hands_its_pieces_to_the_task(place, folde
     split = pd.read_csv(Path(found["artefacts"]["preprocess"]) / "split.csv")
     assert split["split"].value_counts().to_dict() == {"train": 40, "test": 40}
     code, trained, said = run(
-        place / "workspace", "finetune", folder, *TINY, "preset=laptop", "task.max_steps=2", "model.convolution_layers=0",
+        place / "workspace", "finetune", folder, *TINY, "preset=laptop", "task.max_steps=2", "model.convolution_layers=0", "model.position_embedding_type=null",
         f"model.checkpoint={found['artefacts']['pretrain']}",
     )  # fmt: skip
     assert code == 0, trained

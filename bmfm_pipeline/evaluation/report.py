@@ -7,7 +7,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from bmfm_pipeline.evaluation.attributions.summary import in_words
 from bmfm_pipeline.evaluation.controls import DESCRIPTIONS
 from bmfm_pipeline.evaluation.controls.choice import described
 from bmfm_pipeline.evaluation.controls.values import values_read
@@ -19,7 +18,7 @@ from bmfm_pipeline.evaluation.pages.numbers import number, observed, percent, wi
 from bmfm_pipeline.evaluation.pages.rendering import render
 from bmfm_pipeline.evaluation.rows import Evaluation
 from bmfm_pipeline.evaluation.tables import LABELS
-from bmfm_pipeline.evaluation.wording import verdict_kind
+from bmfm_pipeline.evaluation.wording import in_words, verdict_kind
 
 # What the folder of an evaluation may hold beside its metrics; a section is there when its file is.
 CALIBRATION, EMBEDDING_MAP, CONFUSED = "calibration.json", "embedding_map.json", "confused.json"

@@ -3,6 +3,7 @@
 Without numerical packages, so that pages of what is already there open at once.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -159,3 +160,12 @@ def _written(metric: str, values: Sequence[float], decimals: int) -> list[str]:
     if not is_share(metric):
         return [f"{value + 0.0:.3g}" for value in values]
     return [f"{round(100 * value, decimals) + 0.0:.{decimals}f}" for value in values]
+
+
+def in_words(text: str, of: str) -> str:
+    """A sentence about cells and their genes, or about sequences and their pieces."""
+    if of == "cells":
+        return text
+    for word, other in (("cell", "sequence"), ("gene", "piece"), ("Gene", "Piece")):
+        text = re.sub(rf"\b{word}(s?)\b", rf"{other}\1", text)
+    return text

@@ -11,7 +11,6 @@ from bmfm_pipeline.config import DataModuleConfig, RunConfig
 from bmfm_pipeline.data.label_ontology import read_allowed
 from bmfm_pipeline.data.splits import read_split_info
 from bmfm_pipeline.errors import DataError
-from bmfm_pipeline.evaluation.attributions.summary import in_words
 from bmfm_pipeline.evaluation.calibration import Unknown, calibration_of, fitted_to, rows_of_all
 from bmfm_pipeline.evaluation.card import numbers_of_test
 from bmfm_pipeline.evaluation.confidences import confidences_of_model, read_confidences, write_confidences
@@ -33,6 +32,7 @@ from bmfm_pipeline.evaluation.predictions import (
 from bmfm_pipeline.evaluation.several_classes import predictions_by_class
 from bmfm_pipeline.evaluation.tables import Settings, evaluate_predictions
 from bmfm_pipeline.evaluation.unlearning import say_what_is_left
+from bmfm_pipeline.evaluation.wording import in_words
 from bmfm_pipeline.stages.controls_step import controls as controls  # a step, written in its own file
 from bmfm_pipeline.stages.controls_step import notes_of_controls
 from bmfm_pipeline.stages.embedding_map_step import embedding_map as embedding_map  # a step, written in its own file

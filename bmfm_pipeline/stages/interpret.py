@@ -170,7 +170,8 @@ def _write_facts(path: Path, facts: list[dict[str, Any]]) -> None:
 
 def table(job: Job, on_progress: Progress) -> dict[str, Any]:
     """attributions.csv and .parquet, one row per class and gene, and interpretation.json."""
-    from bmfm_pipeline.evaluation.attributions.summary import completeness, in_words, sentences, summarise_class
+    from bmfm_pipeline.evaluation.attributions.summary import completeness, sentences, summarise_class
+    from bmfm_pipeline.evaluation.wording import in_words
 
     run, state = _run(job), read_json(job.run_dir / "attributed.json")
     facts = _read_facts(job.staging / "cells.csv")

@@ -1,15 +1,12 @@
 """What changes of sequences do to a model's answers, and which bases they come from: one small model that has learned a motif."""
 
-import contextlib
-import io
 import json
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-
-from bmfm_pipeline import cli
+from test_sequences import run
 
 MOTIF, AT = "GATTACAGAT", 10
 LEARNS_IT = [
@@ -26,15 +23,6 @@ def motifs(n: int, seed: int) -> pd.DataFrame:
     texts = ["".join(rng.choice(list("ACGT"), size=40)) for _ in range(n)]
     texts = [text[:AT] + MOTIF + text[20:] if label else text for text, label in zip(texts, labels, strict=True)]
     return pd.DataFrame({"sequence": texts, "label": labels})
-
-
-def run(workspace, *words) -> tuple[int, dict, str]:
-    """(exit code, the JSON of the last line, what was said on the way)"""
-    out, said = io.StringIO(), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(said):
-        patch.setenv("BMFM_WORKSPACE", str(workspace))
-        code = cli.main([*map(str, words), "--workspace", str(workspace), "--json"])
-    return code, json.loads(out.getvalue().splitlines()[-1]), said.getvalue()
 
 
 @pytest.fixture(scope="module")

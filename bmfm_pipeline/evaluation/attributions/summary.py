@@ -1,6 +1,5 @@
 """What attributions say, as plain numbers and sentences: interpretation.json."""
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,15 +14,6 @@ WAYS = {
     "cell_summary": "the summary at position 0",
     "linear_path": "the linear path",
 }
-
-
-def in_words(text: str, of: str) -> str:
-    """A sentence about cells and their genes, or about sequences and their pieces."""
-    if of == "cells":
-        return text
-    for word, other in (("cell", "sequence"), ("gene", "piece"), ("Gene", "Piece")):
-        text = re.sub(rf"\b{word}(s?)\b", rf"{other}\1", text)
-    return text
 
 
 def summarise_class(name: str | None, table: dict[str, Any], stability: float | None) -> dict[str, Any]:

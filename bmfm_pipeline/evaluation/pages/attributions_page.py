@@ -4,12 +4,12 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from bmfm_pipeline.evaluation.attributions.summary import in_words
 from bmfm_pipeline.evaluation.pages.charts import nice_ticks
 from bmfm_pipeline.evaluation.pages.drawing import Drawing
 from bmfm_pipeline.evaluation.pages.logos import logo
 from bmfm_pipeline.evaluation.pages.numbers import number, with_interval
 from bmfm_pipeline.evaluation.pages.rendering import render
+from bmfm_pipeline.evaluation.wording import in_words
 
 WIDTH, NAMES, TOP, STEP = 360, 110, 44, 20
 IN_CHART = 10

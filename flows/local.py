@@ -143,6 +143,16 @@ def _sigterm_like_ctrl_c() -> Iterator[None]:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
+@contextlib.contextmanager
+def _unwatched() -> Iterator[None]:
+    """While inside, flows send no heartbeats: nothing on a server that ends with its run asks for them, and each flow waits up to a
+    second at its end for the thread that sends them."""
+    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+
+    with temporary_settings(updates={PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+        yield
+
+
 def start_here(
     state_dir: str | os.PathLike, parameters: dict[str, Any], on_progress: Listener | None = None
 ) -> dict[str, Any]:
@@ -196,6 +206,6 @@ def _start(
         if on_progress is not None:
             on_progress(event)
 
-    with _sigterm_like_ctrl_c():
+    with _sigterm_like_ctrl_c(), _unwatched() if server is not None else contextlib.nullcontext():
         result = carry_out(first)
     return {**result, "start_seconds": round(started[0], 2) if started else None}

@@ -184,7 +184,8 @@ def _reuse(uri: str, reason: str) -> Any:
 
 def step_task(stage: str, step: str) -> Any:
     """The task of one step. Only training is tried again, and only after a stop from which it can go on."""
-    options: dict[str, Any] = {"name": step, "task_run_name": f"{stage}: {step}", "tags": [stage]}
+    # No tags: for each task with one, Prefect asks its server for a place under a limit of that name, which takes a third of a second.
+    options: dict[str, Any] = {"name": step, "task_run_name": f"{stage}: {step}"}
     if step == "train":
         options |= {"retries": RETRIES, "retry_delay_seconds": RETRY_SECONDS, "retry_condition_fn": _was_preempted}
     return task(_run_step, cache_policy=NO_CACHE, persist_result=False, **options)

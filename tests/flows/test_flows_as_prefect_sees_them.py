@@ -18,13 +18,18 @@ from flows.running import RETRIES, _was_preempted, step_task
 from bmfm_pipeline.errors import Preempted, TrainingError
 from bmfm_pipeline.stages import STEPS
 from prefect.states import Failed
-answer = {"light": light, "flows": {}, "retries": {}, "again": {}}
+from prefect.settings import get_current_settings
+answer = {"light": light, "flows": {}, "retries": {}, "again": {}, "tags": {}}
 for name in sys.argv[2:]:
     flow = getattr(importlib.import_module(f"flows.{name}"), name)
     schema = parameter_schema(flow).model_dump()
     answer["flows"][name] = {"name": flow.name, "description": flow.description, "schema": schema}
 for stage, steps in STEPS.items():
     answer["retries"] |= {f"{stage}: {step}": step_task(stage, step).retries for step in steps}
+    answer["tags"] |= {f"{stage}: {step}": sorted(step_task(stage, step).tags) for step in steps}
+answer["heartbeat"] = [get_current_settings().flows.heartbeat_frequency]
+with local._unwatched():
+    answer["heartbeat"].append(get_current_settings().flows.heartbeat_frequency)
 for error in (Preempted("stopped"), TrainingError("broken"), OSError("full")):
     answer["again"][type(error).__name__] = _was_preempted(None, None, Failed(data=error))
 
@@ -105,3 +110,12 @@ def test_a_server_that_is_away_does_not_end_the_work_whose_progress_it_should_sh
 
 def test_forms_and_deployments_are_imported_without_prefect(seen):
     assert seen["light"]
+
+
+def test_no_task_asks_the_server_for_a_place_that_nobody_limits(seen):
+    assert set(map(tuple, seen["tags"].values())) == {()}
+
+
+def test_runs_send_heartbeats_except_on_a_server_that_ends_with_them(seen):
+    watched, unwatched = seen["heartbeat"]
+    assert watched > 0 and unwatched is None

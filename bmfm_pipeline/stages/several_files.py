@@ -66,12 +66,10 @@ class CheckedFiles:
                 names = ", ".join(
                     f"{genes.fates[columns[at]].name} ({genes.fates[columns[at]].why})" for at in worst if totals[at]
                 )
-                lost.append(f"{row['file']}: {row['share_of_counts_kept'] - share:.1%} of its counts, e.g. {names}")
+                lost.append((row["file"], f"{row['share_of_counts_kept'] - share:.1%} of its counts, e.g. {names}"))
             row["share_of_counts_kept"] = share
         if lost:
-            shown = "\n".join(f"- {line}" for line in lost[:10]) + (
-                f"\n- and {len(lost) - 10} more" if lost[10:] else ""
-            )
+            shown = "\n".join(f"- {line}" for line in said_once(lost, 10))
             raise DataError(
                 f"{self.cells.path}: joined, {len(lost)} files would lose genes that other files call otherwise:\n{shown}\n"
                 f"Have the columns of a gene added up: {PLACE}.gene_names.table=hgnc (after `bmfm genes download`) with "
@@ -164,7 +162,8 @@ def look_at_files(
     _refuse_too_many(aside, len(files), settings.max_share_of_files_set_aside, source.place)
     for entry in aside:
         entry.pop("advice")
-        logger.warning("%s is set aside, its cells are left out: %s", entry["file"], entry["reason"])
+    for line in said_once([(entry["file"], entry["reason"]) for entry in aside]):
+        logger.warning("set aside with all of its cells: %s", line)
     joined = SeveralFiles(stays, settings.cell_names, source.place, source.about)
     values["gene_totals"] = np.zeros(joined.n_genes)
     for number, path in enumerate(totals):
@@ -249,10 +248,23 @@ def _gene_reason(short: str, genes: GeneReport) -> str:
     return f"{short}; its names look like {genes.naming}; largest losses: {losses}"
 
 
+def said_once(found: list[tuple[str, str]], most: int = 20) -> list[str]:
+    """(file, what is wrong with it) as lines for a person: files with one trouble in one line, at most `most` lines."""
+    files: dict[str, list[str]] = {}
+    for file, trouble in found:
+        files.setdefault(trouble, []).append(file)
+    lines = []
+    for trouble, names in list(files.items())[:most]:
+        others = f" and {len(names) - 2:,} more files" if len(names) > 2 else ""
+        lines.append(f"{', '.join(names[:2])}{others}: {trouble}")
+    more = list(files.values())[most:]
+    return lines + ([f"and {sum(map(len, more)):,} more files, in {len(more):,} other ways"] if more else [])
+
+
 def _refuse_too_many(aside: list[dict[str, Any]], n_files: int, limit: float, place: str) -> None:
     if len(aside) < n_files and len(aside) <= limit * n_files + 1e-9:  # 0.29 of 100 is 29
         return
-    lines = [f"- {entry['file']}: {entry['reason']}" for entry in aside]
+    lines = [f"- {line}" for line in said_once([(entry["file"], entry["reason"]) for entry in aside])]
     tips = list(dict.fromkeys(tip for entry in aside for tip in entry["advice"] if "min_share_of_counts" not in tip))
     cures = [f"Of gene names: {tip}" for tip in tips]
     if len(aside) < n_files:

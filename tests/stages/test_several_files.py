@@ -20,6 +20,7 @@ from bmfm_pipeline.errors import ConfigError, DataError, StorageError
 from bmfm_pipeline.stages.inputs import find_source
 from bmfm_pipeline.stages.planning import plan_stage
 from bmfm_pipeline.stages.running import run_stage
+from bmfm_pipeline.stages.several_files import said_once
 from bmfm_pipeline.storage import read_json
 
 KWARGS = "data_module.transform_kwargs"
@@ -286,7 +287,7 @@ class TestSetAside:
         found = read_json(folder / "report.json")["files"]
         assert [entry["file"] for entry in found["set_aside"]] == ["t-negative", "u-mouse", "v-text", "w-damaged"]
         assert found["set_aside"][1]["largest_losses"][0]["share_of_counts"] > 0
-        assert "v-text is set aside, its cells are left out" in caplog.text
+        assert "set aside with all of its cells: v-text: is not a readable h5ad" in caplog.text
         cells = anndata.read_h5ad(folder / "processed.h5ad")
         assert cells.n_obs == 240 and cells.var_names.tolist() == SYMBOLS
         by_file = cells.obs.groupby("file", observed=True)["split_group_file_stratified_celltype"].nunique()
@@ -318,3 +319,16 @@ class TestSetAside:
             DataError, match=r"studies \(2 files\) cannot be used:\n- obs has no label column 'celltypes'"
         ):
             preprocess(tmp_path / "studies", label="celltypes")
+
+
+def test_files_with_one_trouble_are_one_line_and_none_is_left_uncounted():
+    found = [(f"s{number:03}", "empty") for number in range(300)] + [
+        (f"t{number}", f"odd {number}") for number in range(30)
+    ]
+    lines = said_once([*found, ("u", "empty")], most=3)
+    assert lines == [
+        "s000, s001 and 299 more files: empty",
+        "t0: odd 0",
+        "t1: odd 1",
+        "and 28 more files, in 28 other ways",
+    ]

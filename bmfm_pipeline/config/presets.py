@@ -47,6 +47,7 @@ OTHER_PIECES = (
     "data_module.sequences.vocabulary.kind",
     "data_module.sequences.vocabulary.size",
     "data_module.sequences.vocabulary.k",
+    "data_module.sequences.windows.variants",
     "tokenizer.identifier",
 )
 

@@ -41,6 +41,8 @@ class Windows(Section):
     A window of `size` begins every `step` letters (null: one after the other), within the intervals of the BED file `bed` or on whole
     records. Windows of fewer than `least` letters, and those with more than the share `most_unknown` of other letters than A, C, G and
     T, are left out and counted. `dev` and `test` name records that are held out; without them stretches of 100 windows are split at random.
+    `variants`: a VCF file, or a table with chrom, pos, ref and alt, of variants that a population has: each is written into the windows as
+    one sign for its pair of alleles. `least_frequency`: rarer alternatives (AF) are left out.
     """
 
     size: int = Field(1000, ge=16)
@@ -48,6 +50,8 @@ class Windows(Section):
     least: int = Field(50, ge=1)
     most_unknown: float = Field(0.1, ge=0, le=1)
     bed: str | None = None
+    variants: str | None = None
+    least_frequency: float | None = Field(None, ge=0, le=1)
     dev: list[str] = Field(default_factory=list)
     test: list[str] = Field(default_factory=list)
 
@@ -91,6 +95,7 @@ class SequencesConfig(Section):
         """What of it enters the key of processed sequences; files enter by content."""
         plain = self.model_dump(mode="json")
         plain["windows"].pop("bed")
+        plain["windows"].pop("variants")
         return {name: value for name, value in plain.items() if name not in ("source", "part")}
 
     def batching_view(self) -> dict[str, Any]:
@@ -168,6 +173,14 @@ def check_sequences(run: "RunConfig") -> None:
     kind = type(module)
     if wrong := [name for name in _OF_GENES if getattr(module, name) != kind.model_fields[name].get_default()]:
         raise ConfigError(f"data_module.{wrong[0]}: is about genes, and sequences have none; remove it")
+    windows, kind = module.sequences.windows, module.sequences.vocabulary.kind
+    if windows.variants and kind == "kmer" and not run.tokenizer.is_folder:
+        raise ConfigError(
+            f"{PLACE}.windows.variants: pieces of {module.sequences.vocabulary.k} letters have no room for pairs of alleles; set "
+            f"{PLACE}.vocabulary.kind to bpe or nucleotide"
+        )
+    if windows.least_frequency is not None and not windows.variants:
+        raise ConfigError(f"{PLACE}.windows.least_frequency: is of variants, and {PLACE}.windows.variants names none")
     if run.fields[0].continuous:
         raise ConfigError(
             f"fields.0: pieces of sequences are tokens; tokenization_strategy must be tokenize, found {run.fields[0].tokenization_strategy}"

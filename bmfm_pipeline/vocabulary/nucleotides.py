@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from bmfm_pipeline.errors import DataError
+from bmfm_pipeline.vocabulary.alleles import LETTERS
 from bmfm_pipeline.vocabulary.vocabulary import SPECIAL_TOKENS
 
-LETTERS = "ACGTN"
 # Pairs are learned from stretches of this many letters: how often a pair occurs does not depend on the length of what it lies in, and
 # the time to learn it does.
 STRETCH = 128
@@ -25,11 +25,12 @@ _SETTINGS = {
 }
 
 
-def make_byte_pairs(folder: str | Path, sequences: Iterable[str], size: int = 4096) -> int:
+def make_byte_pairs(folder: str | Path, sequences: Iterable[str], size: int = 4096, also: str = "") -> int:
     """Learn pieces by merging the commonest neighbours (byte-pair encoding; Sennrich 2016) and write the tokenizer folder.
 
     `size` counts the special tokens too; a merge is made of at least 10 occurrences and gives pieces of at most 32 letters, so there may
-    be fewer. Returns how many there are. The same sequences give the same pieces.
+    be fewer. `also`: characters beside A, C, G, T and N that are pieces too, such as pairs of alleles. Returns how many pieces there are.
+    The same sequences give the same pieces.
     """
     from tokenizers import Tokenizer, models, trainers
 
@@ -38,14 +39,14 @@ def make_byte_pairs(folder: str | Path, sequences: Iterable[str], size: int = 40
         vocab_size=size,
         min_frequency=LEAST_COUNT,
         special_tokens=list(SPECIAL_TOKENS),
-        initial_alphabet=list(LETTERS),
-        limit_alphabet=len(LETTERS),
+        initial_alphabet=list(LETTERS + also),
+        limit_alphabet=len(LETTERS + also),
         max_token_length=LONGEST_PIECE,
         show_progress=False,
     )
     tokenizer.train_from_iterator(_stretches(sequences), trainer)
     found = tokenizer.get_vocab_size()
-    if found <= len(SPECIAL_TOKENS) + len(LETTERS):
+    if found <= len(SPECIAL_TOKENS) + len(LETTERS + also):
         raise DataError(
             "tokenizer: the training sequences are too few to learn pieces from (no pair occurs 10 times); use "
             "data_module.sequences.vocabulary.kind=kmer or nucleotide"
@@ -53,13 +54,14 @@ def make_byte_pairs(folder: str | Path, sequences: Iterable[str], size: int = 40
     return _save(tokenizer, folder)
 
 
-def make_kmers(folder: str | Path, k: int = 6) -> int:
-    """Write a tokenizer folder that cuts sequences into k letters each from the left, the rest shorter. Returns its number of tokens."""
+def make_kmers(folder: str | Path, k: int = 6, also: str = "") -> int:
+    """Write a tokenizer folder that cuts sequences into k letters each from the left, the rest shorter; `also`: further characters that are
+    pieces by themselves. Returns its number of tokens."""
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
     if not 1 <= k <= 8:
         raise DataError(f"tokenizer: k must lie in 1..8, found {k}; {4**k:,} pieces are too many to learn")
-    words = [*SPECIAL_TOKENS, *_words(k)]
+    words = [*SPECIAL_TOKENS, *_words(k), *also]
     tokenizer = Tokenizer(models.WordLevel({word: place for place, word in enumerate(words)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(f".{{1,{k}}}"), "isolated")
     return _save(tokenizer, folder)

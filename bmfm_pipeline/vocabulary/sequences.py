@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from bmfm_pipeline.errors import DataError
+from bmfm_pipeline.vocabulary.alleles import as_text, characters
 from bmfm_pipeline.vocabulary.vocabulary import CLS, PAD, SEP, UNK, Vocabulary
 
 FILE = "tokenizer.json"
@@ -16,7 +17,8 @@ class SequenceTokenizer:
     """Cuts sequences into the pieces of a trained tokenizer folder (tokenizer.json of Hugging Face `tokenizers`).
 
     Sequences are upper-cased first, as genomes write repeats in lower case; `upper_case=False` leaves them, so that every lower-case
-    letter is unknown. Whatever the tokenizer does not know becomes one [UNK] = 0 a letter. Raises DataError for another folder.
+    letter is unknown. Whatever the tokenizer does not know becomes one [UNK] = 0 a letter. Pairs of alleles are the characters that
+    alleles.json of the folder gives them, else our own. Raises DataError for another folder.
     """
 
     def __init__(self, folder: str | Path, upper_case: bool = True):
@@ -30,10 +32,10 @@ class SequenceTokenizer:
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         own = self.vocabulary.tokens[self.vocabulary.n_special :]
+        self._characters = characters(self.folder)
         self._single = None  # of a vocabulary of single letters: the id of each, looked up at once
-        if all(len(token) == 1 and ord(token) < 256 for token in own):
-            self._single = np.zeros(256, dtype=np.uint32)
-            self._single[[ord(token) for token in own]] = self.vocabulary.ids(own)
+        if all(len(token) == 1 for token in own) and {ord(token) for token in own} <= set(self._characters.tolist()):
+            self._single = self.vocabulary.ids(map(chr, self._characters)).astype(np.uint32)
 
     def __reduce__(self):
         return SequenceTokenizer, (self.folder, self.upper_case)
@@ -63,7 +65,7 @@ class SequenceTokenizer:
         if self._single is not None:
             capitals = letters - 32 * ((letters >= ord("a")) & (letters <= ord("z"))) if self.upper_case else letters
             return self._single[capitals], np.diff(starts)
-        whole = letters.tobytes().decode("latin-1")
+        whole = as_text(letters, self._characters)
         found = self.ids([whole[a:b] for a, b in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True)])
         lengths = np.array([len(entry) for entry in found], dtype=np.int64)
         return np.concatenate([*found, np.zeros(0, np.int64)]).astype(np.uint32), lengths

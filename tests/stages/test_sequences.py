@@ -205,6 +205,41 @@ def test_a_genome_is_pretrained_on_and_hands_its_pieces_to_the_task(place, folde
     assert pieces[0].read_bytes() == pieces[1].read_bytes()
 
 
+def test_variants_of_a_population_are_written_into_the_windows_of_a_genome(tmp_path):
+    rng = np.random.default_rng(0)
+    letters = rng.choice(list("ACGT"), size=30_000)
+    genome, known = tmp_path / "genome.fa", tmp_path / "known.vcf"
+    genome.write_text(f">chr1\n{''.join(letters)}\n")
+    lines = [f"1\t{at + 1}\t.\t{letters[at]}\t{'ACGT'.replace(letters[at], '')[0]}" for at in range(10, 30_000, 100)]
+    known.write_text("\n".join([*lines, "2\t5\t.\tA\tC", ""]))
+    windows = "data_module.sequences.windows"
+    words = [
+        "preprocess",
+        genome,
+        f"{windows}.size=100",
+        f"{windows}.variants={known}",
+        "data_module.sequences.vocabulary.size=60",
+    ]
+    code, found, said = run(tmp_path / "workspace", *words)
+    assert code == 0, found
+    assert "1 lie on chromosomes that the genome does not have" in said
+    folder = Path(found["artefacts"]["preprocess"])
+    check = json.loads((folder / "report.json").read_text())["check"]
+    assert check["variants_places"] == check["letters_variants"] == 300 and check["letters_ambiguous"] == 0
+    assert json.loads((folder / "report.json").read_text())["unknown_pieces"] == 0
+    pieces = json.loads((folder / "tokenizers" / "dna_chunks" / "tokenizer.json").read_text())["model"]["vocab"]
+    assert set(check["alleles"]) <= set(pieces) and len(check["alleles"]) == 4
+    known.write_text("\n".join([*lines[1:], ""]))
+    code, other, _ = run(tmp_path / "workspace", *words)
+    assert code == 0 and other["artefacts"]["preprocess"] != found["artefacts"]["preprocess"]
+    code, refused, _ = run(tmp_path / "workspace", *words, "data_module.sequences.vocabulary.kind=kmer")
+    assert code == 2 and "no room for pairs of alleles" in refused["error"]
+    code, refused, _ = run(
+        tmp_path / "workspace", "preprocess", write(tmp_path / "data"), f"{windows}.variants={known}"
+    )
+    assert code == 2 and "is for windows of a genome" in refused["error"]
+
+
 @pytest.mark.parametrize(
     ("changed", "words", "says"),
     [

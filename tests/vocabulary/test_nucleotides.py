@@ -1,10 +1,14 @@
 """Vocabularies made from nucleotides: learned pieces, k-mers, single letters, as tokenizer folders."""
 
+import itertools
+import json
+
 import numpy as np
 import pytest
 
 from bmfm_pipeline.errors import DataError
 from bmfm_pipeline.vocabulary import Vocabulary
+from bmfm_pipeline.vocabulary.alleles import as_text, code, signs
 from bmfm_pipeline.vocabulary.nucleotides import make_byte_pairs, make_kmers
 from bmfm_pipeline.vocabulary.sequences import SequenceTokenizer
 
@@ -66,3 +70,46 @@ def test_too_little_to_learn_from_says_what_to_do(tmp_path):
         make_byte_pairs(tmp_path, ["ACGT"], 4096)
     with pytest.raises(DataError, match=r"k must lie in 1\.\.8"):
         make_kmers(tmp_path, 12)
+
+
+def test_pieces_hold_pairs_of_alleles(tmp_path):
+    snp, gap = code("C", "T"), code("G", "-")
+    rng = np.random.default_rng(0)
+    letters = np.frombuffer(b"ACGT", np.uint8)[rng.integers(0, 4, 40_000)].copy()
+    letters[5::40], letters[6::40], letters[25::80] = snp, ord("A"), gap
+    starts = np.arange(0, 40_001, 100)
+    also = signs([snp, gap])
+    texts = [as_text(letters[a:b]) for a, b in itertools.pairwise(starts)]
+    assert make_byte_pairs(tmp_path / "bpe", texts, 120, also) == 120
+    tokenizer = SequenceTokenizer(tmp_path / "bpe")
+    assert any(len(token) > 1 and also[0] in token for token in tokenizer.vocabulary.tokens)
+    ids, counts = tokenizer.encode(letters, starts)
+    assert "".join(tokenizer.vocabulary.tokens[index] for index in ids) == "".join(texts) and counts.sum() == len(ids)
+    make_kmers(tmp_path / "single", 1, also)
+    single = SequenceTokenizer(tmp_path / "single")
+    ids, counts = single.encode(letters[:100], np.array([0, 100]))
+    assert [single.vocabulary.tokens[index] for index in ids] == list(texts[0])
+    plain = tmp_path / "plain"
+    make_kmers(plain, 1)
+    assert int((SequenceTokenizer(plain).encode(letters[:100], np.array([0, 100]))[0] == 0).sum()) == 4
+
+
+def test_a_folder_says_which_characters_its_pairs_have(tmp_path):
+    make_kmers(tmp_path / "single", 1, "则高")
+    (tmp_path / "single" / "alleles.json").write_text(json.dumps({"C>T": "则", "G>-": "高"}), encoding="utf-8")
+    letters = np.array([ord("A"), code("C", "T"), code("G", "-"), code("C", "A")], np.uint8)
+    tokenizer = SequenceTokenizer(tmp_path / "single")
+    ids, _ = tokenizer.encode(letters, np.array([0, 4]))
+    assert [tokenizer.vocabulary.tokens[index] for index in ids] == ["A", "则", "高", "[UNK]"]
+    tokenizer.save(tmp_path / "copy")
+    assert np.array_equal(SequenceTokenizer(tmp_path / "copy").encode(letters, np.array([0, 4]))[0], ids)
+
+
+@pytest.mark.parametrize(
+    "said", ['{"C>X": "则"}', '{"C>T": "two"}', "[]", '{"C>T": "则", "C>A": "则"}', '{"C>T": "A"}']
+)
+def test_a_broken_alphabet_is_refused(tmp_path, said):
+    make_kmers(tmp_path, 1)
+    (tmp_path / "alleles.json").write_text(said, encoding="utf-8")
+    with pytest.raises(DataError, match=r"alleles\.json"):
+        SequenceTokenizer(tmp_path)

@@ -5,12 +5,15 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bmfm_pipeline.config.sequences import FASTA, Windows
 from bmfm_pipeline.errors import DataError, did_you_mean
+
+if TYPE_CHECKING:
+    from bmfm_pipeline.data.sequences.known_variants import KnownVariants
 
 STRETCH = 100  # windows beside each other that a random split keeps together
 READ_BYTES = 16 << 20
@@ -102,7 +105,8 @@ class GenomeWindows:
     """Windows of a FASTA file as sequences: the interface of SequenceSource.
 
     `obs`, indexed by chromosome:begin-end (from 1, both included), has the columns chromosome, begin, end (from 0, end left out), stretch
-    (windows beside each other), and split where chromosomes are held out. `skipped` counts windows that were left out, by reason.
+    (windows beside each other), and split where chromosomes are held out. `skipped` counts windows that were left out, by reason. The
+    letters of `blocks` have `variants` written into them.
     """
 
     files: dict[str, Path]
@@ -110,6 +114,7 @@ class GenomeWindows:
     sizes: dict[str, int]
     skipped: dict[str, int] = field(default_factory=dict)
     column: str = "the letters of the FASTA file"
+    variants: "KnownVariants | None" = None
 
     def blocks(self) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """(first row, letters, starts) of consecutive windows."""
@@ -117,6 +122,8 @@ class GenomeWindows:
         begins, ends = self.obs["begin"].to_numpy(), self.obs["end"].to_numpy()
         row = 0
         for name, letters in read_fasta(self.files[""]):
+            if self.variants is not None:
+                letters = self.variants.written(name, letters)
             while row < len(begins) and chromosomes[row] == name:
                 stop = row
                 while stop < min(row + ROWS_AT_ONCE, len(begins)) and chromosomes[stop] == name:
@@ -128,8 +135,11 @@ class GenomeWindows:
                 row = stop
 
 
-def open_genome(path: str | Path, windows: Windows, bed: str | Path | None = None) -> GenomeWindows:
-    """The windows of a FASTA file that `windows` asks for. DataError for chromosomes that are not there, or when no window is left."""
+def open_genome(
+    path: str | Path, windows: Windows, bed: str | Path | None = None, variants: "KnownVariants | None" = None
+) -> GenomeWindows:
+    """The windows of a FASTA file that `windows` asks for. DataError for chromosomes that are not there, or when no window is left, and for
+    variants of another genome."""
     import pandas as pd
 
     wanted = read_bed(bed) if bed is not None else None
@@ -137,6 +147,8 @@ def open_genome(path: str | Path, windows: Windows, bed: str | Path | None = Non
     skipped = {"mostly_unknown": 0, "too_short": 0}
     for name, letters in read_fasta(path):
         found[name] = len(letters)
+        if variants is not None:
+            variants.check(name, letters)
         if wanted is not None:
             pairs = wanted.pop(name, np.zeros((0, 2), np.int64))
             if len(pairs) and pairs[:, 1].max() > len(letters):
@@ -153,6 +165,8 @@ def open_genome(path: str | Path, windows: Windows, bed: str | Path | None = Non
         skipped["mostly_unknown"] += int(bad.sum())
         pairs = pairs[~short & ~bad]
         rows.append(pd.DataFrame({"chromosome": name, "begin": pairs[:, 0], "end": pairs[:, 1]}))
+    if variants is not None:
+        variants.finish(path)
     if wanted:
         raise DataError(
             f"{bed}: names {', '.join(list(wanted)[:5])}, which {path} does not have; it has {', '.join(list(found)[:8])}"
@@ -185,7 +199,7 @@ def open_genome(path: str | Path, windows: Windows, bed: str | Path | None = Non
                     )
         split = {**dict.fromkeys(windows.dev, "dev"), **dict.fromkeys(windows.test, "test")}
         obs["split"] = [split.get(name, "train") for name in obs["chromosome"]]
-    return GenomeWindows({"": Path(path)}, obs, {Path(path).name: len(obs)}, skipped)
+    return GenomeWindows({"": Path(path)}, obs, {Path(path).name: len(obs)}, skipped, variants=variants)
 
 
 def _cut(begin: int, end: int, windows: Windows) -> np.ndarray:

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from bmfm_pipeline.vocabulary.alleles import ALLELES, FIRST, LAST, as_text
+
 BASES = b"ACGTN"
 # Codes of the International Union of Pure and Applied Chemistry, and what each pairs with.
 _PAIRS = dict(zip(b"ACGTNRYSWKMBVDH", b"TGCANYRSWMKVBHD", strict=True))
@@ -25,6 +27,12 @@ _CLEANING = _cleaning()
 _COMPLEMENT = np.arange(256, dtype=np.uint8)
 for _one, _other in _PAIRS.items():
     _COMPLEMENT[_one] = _other
+# A pair of alleles pairs with that of the letters opposite; where an insertion begins on the other strand is not kept.
+_OPPOSITE = [ALLELES.index(allele.translate(str.maketrans("ACGT", "TGCA"))) for allele in ALLELES]
+for _reference in range(len(ALLELES)):
+    for _allele in range(len(ALLELES)):
+        _pair = FIRST + len(ALLELES) * _reference + _allele
+        _COMPLEMENT[_pair] = FIRST + len(ALLELES) * _OPPOSITE[_reference] + _OPPOSITE[_allele]
 _KNOWN = np.zeros(256, dtype=bool)
 _KNOWN[list(BASES)] = True
 
@@ -34,7 +42,7 @@ class Cleaned:
     """Sequences one after the other: `letters` uint8, sequence i from `starts[i]` to `starts[i + 1]` (int64), and what was changed.
 
     `changed` counts letters by what was done to them: lower_case (capitals now), rna (U is T now), spaces (left out), ambiguous
-    (kept: codes such as R or Y, and whatever else is not A, C, G, T or N).
+    (kept: codes such as R or Y, and whatever else is not A, C, G, T or N), variants (kept: pairs of alleles, where those were written).
     """
 
     letters: np.ndarray
@@ -46,12 +54,15 @@ class Cleaned:
         return np.diff(self.starts)
 
     def texts(self) -> list[str]:
-        whole = self.letters.tobytes().decode("latin-1")
+        whole = as_text(self.letters)
         return [whole[a:b] for a, b in zip(self.starts[:-1].tolist(), self.starts[1:].tolist(), strict=True)]
 
 
-def clean(letters: np.ndarray, starts: np.ndarray, upper_case: bool = True) -> Cleaned:
-    """Sequences as the pipeline keeps them: capitals (unless `upper_case` is False), T for U, no blanks. Nothing else is changed."""
+def clean(letters: np.ndarray, starts: np.ndarray, upper_case: bool = True, variants: bool = False) -> Cleaned:
+    """Sequences as the pipeline keeps them: capitals (unless `upper_case` is False), T for U, no blanks. Nothing else is changed.
+
+    `variants`: bytes of pairs of alleles were written into them.
+    """
     table = _CLEANING
     if not upper_case:
         table = table.copy()
@@ -72,6 +83,9 @@ def clean(letters: np.ndarray, starts: np.ndarray, upper_case: bool = True) -> C
         "spaces": int(np.count_nonzero(~keep)),
         "ambiguous": int(capitals[~_KNOWN].sum()) if upper_case else 0,
     }
+    if variants:
+        changed["variants"] = int(capitals[FIRST : LAST + 1].sum())
+        changed["ambiguous"] -= changed["variants"] if upper_case else 0
     return Cleaned(found, np.asarray(starts, dtype=np.int64), changed)
 
 

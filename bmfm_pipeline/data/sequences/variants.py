@@ -56,19 +56,21 @@ REASONS = {
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One line of a VCF file. `position` counts from 1; `alternatives` as they are written, at least one ('.' where there is none)."""
+    """One line of a VCF file. `position` counts from 1; `alternatives` as they are written, at least one ('.' where there is none);
+    `information` (INFO) is empty unless it was asked for."""
 
     chromosome: str
     position: int
     name: str
     reference: str
     alternatives: tuple[str, ...]
+    information: str = ""
 
 
-def read_variants(path: str | Path) -> Iterator[Variant]:
+def read_variants(path: str | Path, information: bool = False) -> Iterator[Variant]:
     """The variants of a VCF file (also gzipped), in its order, one at a time.
 
-    Header lines are passed over and columns behind ALT are not read. Raises DataError with the line for whatever is no VCF, and for a file
+    Header lines are passed over; of the columns behind ALT only INFO is read, and only with `information`. Raises DataError with the line for whatever is no VCF, and for a file
     without variants.
     """
     path, number, found = Path(path), 0, 0
@@ -79,7 +81,7 @@ def read_variants(path: str | Path) -> Iterator[Variant]:
                 if line.startswith("#") or not line.strip():
                     continue
                 found += 1
-                yield _variant(line.rstrip("\n"), f"{path}, line {number}")
+                yield _variant(line.rstrip("\n"), f"{path}, line {number}", information)
     except UnicodeDecodeError:
         raise DataError(
             f"{path}, line {number + 1}: is no text; VCF files are text, also gzipped as .vcf.gz (`bcftools view` makes one of a .bcf)"
@@ -94,8 +96,8 @@ def read_variants(path: str | Path) -> Iterator[Variant]:
         raise DataError(f"{path}: holds no variant, {number:,} header lines only")
 
 
-def _variant(line: str, where: str) -> Variant:
-    words = line.split("\t", 5)
+def _variant(line: str, where: str, information: bool) -> Variant:
+    words = line.split("\t", 8 if information else 5)
     if len(words) < 5:
         raise DataError(
             f"{where}: {line[:60]!r} has {len(words)} columns; a VCF line has {_COLUMNS}, separated by tabs"
@@ -111,6 +113,7 @@ def _variant(line: str, where: str) -> Variant:
         name or ".",
         reference.upper(),
         tuple(one.strip() for one in (alternatives or ".").split(",")),
+        words[7] if information and len(words) > 7 else "",
     )
 
 

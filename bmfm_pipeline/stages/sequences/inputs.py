@@ -48,12 +48,9 @@ def sequence_input(run: RunConfig, workspace: Workspace) -> dict[str, Any]:
     from bmfm_pipeline.data.sequences.files import files_of
 
     uri = find_sequences(run)
-    if bed := run.data_module.sequences.windows.bed:
-        bed = require_path(bed, f"{PLACE}.windows.bed")
-        if not exists(bed):
-            raise DataError(f"{PLACE}.windows.bed: {strip_userinfo(bed)}: no such file")
-        own = [content_hash(uri, workspace.memo), content_hash(bed, workspace.memo)]
-        return {"id": hash_json(own), "uri": strip_userinfo(uri)}
+    if beside := files_of_windows(run, uri):
+        own = [content_hash(file, workspace.memo) for file in (uri, *beside.values())]
+        return {"id": hash_json(own if list(beside) == ["bed"] else [list(beside), *own]), "uri": strip_userinfo(uri)}
     if is_remote(uri):
         return {"id": content_hash(uri, workspace.memo), "uri": strip_userinfo(uri)}
     files = files_of(Path(uri))
@@ -62,6 +59,20 @@ def sequence_input(run: RunConfig, workspace: Workspace) -> dict[str, Any]:
         return {"id": ids[""], "uri": uri}
     found = {split: {"id": ids[split], "uri": str(file)} for split, file in files.items()}
     return {"id": hash_json(sorted(ids.items())), "uri": uri, "files": found}
+
+
+def files_of_windows(run: RunConfig, uri: str) -> dict[str, str]:
+    """{bed, variants: where it lies} of what the config names beside the genome at `uri`. Raises ConfigError where `uri` is none, DataError."""
+    found = {}
+    for name in ("bed", "variants"):
+        if named := getattr(run.data_module.sequences.windows, name):
+            key = f"{PLACE}.windows.{name}"
+            if not strip_userinfo(uri).lower().endswith(FASTA):
+                raise ConfigError(f"{key}: is for windows of a genome, a FASTA file; {strip_userinfo(uri)} is none")
+            found[name] = require_path(named, key)
+            if not exists(found[name]):
+                raise DataError(f"{key}: {strip_userinfo(found[name])}: no such file")
+    return found
 
 
 # First columns by which a table alone is known to hold sequences, and the label that is predicted where none is named.

@@ -22,13 +22,14 @@ from bmfm_pipeline.data.sequences import (
 )
 from bmfm_pipeline.data.sequences.cleaning import CleanedFiles, class_texts
 from bmfm_pipeline.data.sequences.genome import GenomeWindows, is_fasta, open_genome
+from bmfm_pipeline.data.sequences.known_variants import KnownVariants
 from bmfm_pipeline.data.splits import read_split
 from bmfm_pipeline.errors import DataError, StorageError
 from bmfm_pipeline.stages.jobs import Job
 from bmfm_pipeline.stages.labels import input_dictionary
 from bmfm_pipeline.stages.preprocess import publish as publish  # the last step is that of cells
 from bmfm_pipeline.stages.running import Progress, step_result
-from bmfm_pipeline.stages.sequences.inputs import find_sequences
+from bmfm_pipeline.stages.sequences.inputs import files_of_windows, find_sequences
 from bmfm_pipeline.stages.splitting import make_and_record, split_rows, split_summary
 from bmfm_pipeline.stages.tracked import start_tracking
 from bmfm_pipeline.storage import (
@@ -40,6 +41,7 @@ from bmfm_pipeline.storage import (
     strip_userinfo,
     write_json_atomic,
 )
+from bmfm_pipeline.vocabulary.alleles import signs
 from bmfm_pipeline.vocabulary.nucleotides import make_byte_pairs, make_kmers
 from bmfm_pipeline.vocabulary.sequences import SequenceTokenizer
 
@@ -52,7 +54,7 @@ BLOCK = 20_000  # sequences cut together
 MOST_SET_ASIDE = 0.1
 
 
-def _open(job: Job) -> tuple[RunConfig, SequenceSource | GenomeWindows]:
+def _open(job: Job, with_variants: bool = False) -> tuple[RunConfig, SequenceSource | GenomeWindows]:
     run = RunConfig.model_validate(job.config)
     uri = find_sequences(run)
     if is_remote(uri) and content_hash(uri) != job.inputs["source"]["id"]:
@@ -62,10 +64,11 @@ def _open(job: Job) -> tuple[RunConfig, SequenceSource | GenomeWindows]:
     settings = run.data_module.sequences
     if not is_fasta(uri):
         return run, open_sequences(localise(uri), settings.column)
-    bed = settings.windows.bed
-    if bed is not None:
-        bed = localise(require_path(bed, f"{PLACE}.windows.bed"))
-    return run, open_genome(localise(uri), settings.windows, bed)
+    beside = {name: localise(file) for name, file in files_of_windows(run, uri).items()}
+    known = None
+    if with_variants and "variants" in beside:  # only where letters are read: it takes longer than the genome
+        known = KnownVariants(beside["variants"], settings.windows.least_frequency)
+    return run, open_genome(localise(uri), settings.windows, beside.get("bed"), known)
 
 
 def _cleaned(job: Job) -> CleanedFiles:
@@ -77,14 +80,15 @@ def check(job: Job, on_progress: Progress) -> dict[str, Any]:
     shutil.rmtree(job.staging, ignore_errors=True)
     job.staging.mkdir(parents=True)
     start_tracking(job)
-    run, source = _open(job)
+    run, source = _open(job, with_variants=True)
+    known = getattr(source, "variants", None)
     problems = [text for column in run.label_columns for text in _label_problems(source.obs, column)]
     if problems:
         raise DataError(f"{find_sequences(run)}: {'; '.join(problems)}")
     files, changed = _cleaned(job), {}
     with files.writing(len(source.obs)) as writer:
         for first, letters, starts in source.blocks():
-            part = clean(letters, starts, run.data_module.sequences.upper_case)
+            part = clean(letters, starts, run.data_module.sequences.upper_case, known is not None)
             for what, count in part.changed.items():
                 changed[what] = changed.get(what, 0) + count
             writer.add(first, part)
@@ -100,6 +104,8 @@ def check(job: Job, on_progress: Progress) -> dict[str, Any]:
     for what, count in changed.items():
         if count:
             logger.warning("%s", _CHANGES[what].format(count=f"{count:,}", letters=f"{len(files.letters):,}"))
+    if known is not None and (words := known.in_words()):
+        logger.warning("variants that were not written: %s", words)
     kept = lengths[lengths > 0]
     report = {
         "sequences": len(kept),
@@ -111,6 +117,8 @@ def check(job: Job, on_progress: Progress) -> dict[str, Any]:
         **{f"files_{name or 'one'}": size for name, size in source.sizes.items()},
         **{f"letters_{what}": count for what, count in changed.items()},
         **{f"windows_{what}": count for what, count in getattr(source, "skipped", {}).items()},
+        **({} if known is None else {f"variants_{what}": count for what, count in known.counts.items()}),
+        **({} if known is None else {"alleles": signs(known.codes)}),
     }
     file = job.staging / "check.json"
     write_json_atomic(file, report)
@@ -122,6 +130,7 @@ _CHANGES = {
     "lower_case": "{count} of {letters} letters were lower case and are read as capitals",
     "rna": "{count} of {letters} letters were U, as RNA has it, and are read as T",
     "spaces": "{count} blanks inside of sequences were left out",
+    "variants": "{count} of {letters} letters are places of variants",
     "ambiguous": "{count} of {letters} letters are none of A, C, G, T and N; pieces with them are unknown to the model",
 }
 
@@ -208,6 +217,7 @@ def vocabulary(job: Job, on_progress: Progress) -> dict[str, Any]:
     run, _, rows = _obs(job)
     folder = job.staging / "tokenizers" / FIELD
     wish = run.data_module.sequences.vocabulary
+    also = step_result(job, "check")["summary"].get("alleles", "")
     if run.tokenizer.is_folder:
         base = localise(require_path(run.tokenizer.identifier, "tokenizer.identifier"))
         found = next(
@@ -229,10 +239,10 @@ def vocabulary(job: Job, on_progress: Progress) -> dict[str, Any]:
         if lengths.sum() > LETTERS_TO_LEARN_FROM:
             order = np.random.default_rng(run.seed.seed_value).permutation(len(train))
             train = train[np.sort(order[: np.searchsorted(np.cumsum(lengths[order]), LETTERS_TO_LEARN_FROM)])]
-        make_byte_pairs(folder, _cleaned(job).texts(train), wish.size)
+        make_byte_pairs(folder, _cleaned(job).texts(train), wish.size, also)
         how = f"byte pairs learned from {len(train):,} training sequences"
     else:
-        make_kmers(folder, 1 if wish.kind == "nucleotide" else wish.k)
+        make_kmers(folder, 1 if wish.kind == "nucleotide" else wish.k, also)
         how = "single nucleotides" if wish.kind == "nucleotide" else f"pieces of {wish.k}"
     size = len(SequenceTokenizer(folder).vocabulary)
     summary = {"pieces": size, "made": how}

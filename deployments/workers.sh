@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The workers of one machine, in the foreground: one of the pool cpu, and of the pool gpu one for each GPU, which sees that GPU only.
 #   PREFECT_API_URL=http://server:4200/api BMFM_WORKSPACE=s3://bmfm/workspace deployments/workers.sh
-# GPUS="0 2" names the GPUs (default: those in CUDA_VISIBLE_DEVICES, else all; GPUS= for none); CPU_RUNS is how many runs the cpu worker
+# GPUS="0 2" names the GPUs (default: those in CUDA_VISIBLE_DEVICES, else all; GPUS= for none, GPUS=-1 for a worker of the pool gpu on a
+# machine without one); CPU_RUNS is how many runs the cpu worker
 # carries out at the same time (default 2; 0 starts no cpu worker). SIGTERM and Ctrl-C end all of them; so does the end of any.
 set -euo pipefail
 

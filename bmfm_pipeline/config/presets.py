@@ -37,6 +37,8 @@ READING_DATA = (
     "transform_kwargs.input_values",
     "transform_kwargs.processed_data_source",
 )
+# Steps whose values are not those of the raw counts, which the preset would read past them.
+OTHER_VALUES = ("TPMNormalizationTransform", "MedianNormalizeTransform", "ChangeExpressionLevelTransform")
 # Who says how long to train in one way is not held to the preset's number of steps, or of epochs where these are scheduled.
 BOUNDED_BY = {
     "task.max_steps": ("task.max_epochs", "task.max_time"),
@@ -119,12 +121,18 @@ def _read_as_numbers(values: dict[str, Any], written: set[str] | frozenset[str])
         module.get("masking_strategy"),
         module.get("rda_transform"),
         module.get("transform_kwargs", {}).get("input_values") == "any",
+        any(step.get("transform_name") in OTHER_VALUES for step in _steps(module)),
     )
     if any(said):
         return False
     numbers = {"tokenization_strategy": "continuous_value_encoder"}
     values["fields"] = [{**entry, **(numbers if entry["field_name"] == "expressions" else {})} for entry in fields]
     return True
+
+
+def _steps(module: dict[str, Any]) -> list[dict[str, Any]]:
+    steps = module.get("transform_kwargs", {}).get("transforms")
+    return [step for step in steps if isinstance(step, dict)] if isinstance(steps, list) else []
 
 
 def _note(values: dict[str, Any], text: str) -> None:

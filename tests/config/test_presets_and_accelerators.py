@@ -138,6 +138,7 @@ class TestWithoutAnAccelerator:
             "data_module.log_normalize_transform=true",
             "data_module.rda_transform=equal",
             "data_module.transform_kwargs.input_values=any",
+            "data_module.transform_kwargs.transforms=[{transform_name: TPMNormalizationTransform, transform_args: {gtf_file: a.gtf}}]",
             "trainer.losses=[{field_name: expressions, name: focal}]",
         ],
     )

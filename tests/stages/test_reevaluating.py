@@ -196,6 +196,30 @@ def test_new_cells_of_another_depth_and_kind_have_drifted(lab, second):
     assert {file.path for file in client.list_artifacts(run.info.run_id)} == {"reevaluation.json", "reevaluation.md"}
 
 
+def test_new_cells_that_the_champion_gets_wrong_are_a_regression(lab, second):
+    """It was trained for a moment and calls most cells dendritic; of the new cells none is."""
+    counts, labels = lab.thinned(200, 0.95, seed=2)
+    rows = np.flatnonzero(labels != "Dendritic")
+    lab.write(counts[rows], labels[rows])
+    found = lab.found("reevaluate")
+    assert (found["outcome"], found["state"]) == ("regressed", "Regressed"), found["message"]
+    same, new = found["judgements"]
+    assert same["kind"] != "worse" and new["kind"] == "worse" and new["cells"] == "new cells" and not new["paired"]
+    assert lab.registry.at(MODEL, "champion").tags["bmfm.reevaluation.outcome"] == "regressed"
+
+
+def test_new_cells_that_the_champion_gets_right_are_an_improvement(lab, second):
+    """More dendritic cells than before, but not so many that the data would count as others."""
+    counts, labels = lab.thinned(700, 0.95, seed=3)
+    dendritic, others = np.flatnonzero(labels == "Dendritic"), np.flatnonzero(labels != "Dendritic")
+    more = round(len(dendritic) / len(labels) * 500) + 65
+    rows = np.concatenate([dendritic[:more], others[: 500 - more]])
+    lab.write(counts[rows], labels[rows])
+    found = lab.found("reevaluate")
+    assert (found["outcome"], found["state"]) == ("improved", "Improved"), found["message"]
+    assert [one["kind"] for one in found["judgements"]][1] == "better"
+
+
 def test_what_champions_rest_on_is_never_collected(lab, second):
     code, found, _ = lab.run("workspace", "gc", "--older-than", "0h", "--dry-run", "--even-latest")
     assert code == 0

@@ -65,6 +65,22 @@ def count_labels(obs: pd.DataFrame, label_columns, labels: LabelDict) -> dict[st
     return found
 
 
+def empty_or_none(obs: pd.DataFrame, label_columns) -> list[str]:
+    """A sentence for each column of several classes where an empty value, which means unknown, may have been meant as none of them."""
+    said = []
+    for column in label_columns:
+        if not column.is_multilabel:
+            continue
+        values, separator = obs[column.label_column_name], column.multilabel_str_sep
+        missing = missing_mask(values)
+        if missing.any() and all(members(str(value), separator) for value in values[~missing].unique()):
+            said.append(
+                f"{column.label_column_name}: {int(missing.sum()):,} of {len(values):,} rows are empty, so their classes count as unknown: they are "
+                f"neither learned nor scored. Of a row that has none of the classes write the separator alone, {separator!r}"
+            )
+    return said
+
+
 def labels_unseen_in_training(
     obs: pd.DataFrame, split: pd.Series, columns: list[str], separators: dict[str, str] | None = None
 ) -> dict[str, dict[str, int]]:

@@ -10,7 +10,7 @@ from bmfm_pipeline.config.splits import resolve_split
 from bmfm_pipeline.data.label_files import write_label_dict
 from bmfm_pipeline.data.label_flags import with_gathered_columns
 from bmfm_pipeline.data.label_ontology import describe, write_placed
-from bmfm_pipeline.data.labels import build_label_dict, count_labels, labels_unseen_in_training
+from bmfm_pipeline.data.labels import build_label_dict, count_labels, empty_or_none, labels_unseen_in_training
 from bmfm_pipeline.data.sources import check_source, open_several, open_source
 from bmfm_pipeline.data.splits import read_split
 from bmfm_pipeline.data.transforms import Chain, build_chain
@@ -187,6 +187,8 @@ def label_dictionary(job: Job, on_progress: Progress) -> dict[str, Any]:
     file = job.staging / "label_dict.json"
     write_label_dict(file, labels)
     counts = count_labels(cells.obs, run.label_columns, labels)
+    for line in empty_or_none(cells.obs, run.label_columns):
+        logger.warning("%s", line)
     placed = place_in_ontologies(job, run, labels)
     for name, classes in placed.items():
         counts[name]["ontology"] = describe(classes)

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from bmfm_pipeline.data.label_files import read_label_dict, write_label_dict
-from bmfm_pipeline.data.labels import build_label_dict, labels_unseen_in_training
+from bmfm_pipeline.data.labels import build_label_dict, empty_or_none, labels_unseen_in_training
 from bmfm_pipeline.data.splits import make_split, read_split, read_split_info, write_split
 from bmfm_pipeline.errors import DataError
 
@@ -143,3 +143,13 @@ def test_labels_that_training_never_sees_are_counted():
     obs = pd.DataFrame({"celltype": ["a", "b", "c", "c", None, "a"]})
     split = pd.Series(["train", "train", "test", "dev", "test", "test"])
     assert labels_unseen_in_training(obs, split, ["celltype"]) == {"celltype": {"c": 2}}
+
+
+def test_an_empty_value_that_may_mean_none_of_the_classes_is_said():
+    obs = pd.DataFrame({"marks": ["a|b", "", "a", ""], "kind": ["x", "", "y", "x"]})
+    marks = SimpleNamespace(label_column_name="marks", is_multilabel=True, multilabel_str_sep="|")
+    kind = SimpleNamespace(label_column_name="kind", is_multilabel=False, multilabel_str_sep="|")
+    (said,) = empty_or_none(obs, [marks, kind])
+    assert said.startswith("marks: 2 of 4 rows are empty") and "write the separator alone, '|'" in said
+    assert empty_or_none(obs.assign(marks=["a|b", "", "|", ""]), [marks]) == []
+    assert empty_or_none(obs.assign(marks=["a|b", "b", "a", "b"]), [marks]) == []

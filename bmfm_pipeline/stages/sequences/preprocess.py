@@ -11,7 +11,7 @@ from bmfm_pipeline.config.sequences import FIELD, PLACE
 from bmfm_pipeline.config.splits import resolve_split
 from bmfm_pipeline.data.label_files import write_label_dict
 from bmfm_pipeline.data.label_values import missing_mask, not_numbers
-from bmfm_pipeline.data.labels import build_label_dict, count_labels, labels_unseen_in_training
+from bmfm_pipeline.data.labels import build_label_dict, count_labels, empty_or_none, labels_unseen_in_training
 from bmfm_pipeline.data.sequences import (
     SequenceSource,
     SequenceWriter,
@@ -206,6 +206,8 @@ def label_dictionary(job: Job, on_progress: Progress) -> dict[str, Any]:
     file = job.staging / "label_dict.json"
     write_label_dict(file, labels)
     counts = count_labels(obs, run.label_columns, labels)
+    for line in empty_or_none(obs, run.label_columns):
+        logger.warning("%s", line)
     write_json_atomic(job.staging / "labels.json", counts)
     summary = {name: len(values) for name, values in labels.items()}
     rows = [{"label": name, "classes": summary[name], "without": counts[name]["missing"]} for name in counts]

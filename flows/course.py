@@ -143,7 +143,7 @@ class Course:
         if is_number(latest.get("epoch")):
             words.append(f"epoch {latest['epoch'] + 1}")
         if is_number(latest.get("cells_per_s")):
-            words.append(f"{latest['cells_per_s']:,.4g} cells/s")
+            words.append(f"{latest['cells_per_s']:,.4g} {latest.get('observed', 'cells')}/s")
         if is_number(latest.get("eta_s")) and not self._ended:
             words.append(f"about {duration(latest['eta_s'])} left")
         return words
@@ -187,7 +187,7 @@ class Course:
         if is_number(latest.get("cells_per_s")):
             waited = latest.get("loader_wait_share")
             said = f"; {percent(waited)} of the time waiting for data" if is_number(waited) else ""
-            rows.append(("speed", f"{latest['cells_per_s']:,.4g} cells/s{said}"))
+            rows.append(("speed", f"{latest['cells_per_s']:,.4g} {latest.get('observed', 'cells')}/s{said}"))
         if parameters := self._facts.get("parameters"):
             trained = self._facts.get("trained_parameters", parameters)
             rows.append(

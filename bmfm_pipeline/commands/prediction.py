@@ -178,8 +178,8 @@ def predict_as_configured(run, arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _say(found: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
     genes = found["genes"]
-    rate = f" ({found['cells_per_s']:.0f} cells/s)" if found["cells_per_s"] else ""
     what = "cells" if genes is not None else "sequences"
+    rate = f" ({found['cells_per_s']:.0f} {what}/s)" if found["cells_per_s"] else ""
     lines = [f"{found['cells']} {what} predicted{rate}"]
     lines += [f"  {file}" for file in found["files"]]
     lines.append(f"{found['tensors_loaded']} tensors of the model were loaded, none was missing or left over")

@@ -96,7 +96,7 @@ class Terminal(logging.Handler):
         if event.get("loss") is not None:
             words.append(f"loss {event['loss']:.4g}")
         if event.get("cells_per_s"):
-            words.append(f"{event['cells_per_s']:.0f} cells/s")
+            words.append(f"{event['cells_per_s']:.0f} {event.get('observed', 'cells')}/s")
         if event.get("eta_s") is not None:
             words.append(f"{event['eta_s']:.0f} s left")
         said = ", ".join(words)

@@ -93,7 +93,7 @@ def mutagenesis(
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=".mutagenesis-", dir=folder) as scratch:
                 scratch = Path(scratch)
-                strongest = _write_all(scratch, kind, sequences, scorer, Pace(changes, tell))
+                strongest = _write_all(scratch, kind, sequences, scorer, Pace(changes, tell, observed="sequences"))
                 made = sorted(path.relative_to(scratch) for path in scratch.rglob("*") if path.is_file())
                 (folder / FIGURES).mkdir(exist_ok=True)
                 for older in (folder / FIGURES).glob("[0-9][0-9][0-9]-*.svg"):

@@ -188,9 +188,10 @@ def predict_file(
 def _predict(chunks: ChunkPredictor, cells: PredictedCells, tell: Progress) -> float | None:
     """Predict the cells that are not done yet; returns cells per second."""
     first, total = cells.done, chunks.source.n_cells
+    observed = "sequences" if isinstance(chunks, SequenceChunks) else "cells"
     if first:
-        tell({"kind": "note", "message": f"{first} of {total} cells were predicted before; going on from there"})
-    pace, began = Pace(total, tell, first), time.monotonic()
+        tell({"kind": "note", "message": f"{first} of {total} {observed} were predicted before; going on from there"})
+    pace, began = Pace(total, tell, first, observed=observed), time.monotonic()
     for _, found in chunks.run_from(first, pace):
         with disk_errors(cells.folder, "--output"):
             cells.add(found.arrays, found.reasons, found.unknown_values)

@@ -73,7 +73,7 @@ def variant_effects(
             with tempfile.TemporaryDirectory(prefix=".variants-", dir=folder) as scratch:
                 rows = _Rows.of(listed, Path(scratch), scorer.widths)
                 tell({"kind": "note", "message": _cost(rows, size, scorer)})
-                matched = _score(rows, genome, scorer, size, Pace(rows.count, tell))
+                matched = _score(rows, genome, scorer, size, Pace(rows.count, tell, observed="alternatives"))
                 summary = {
                     "model": str(model),
                     "genome": strip_userinfo(str(file)),

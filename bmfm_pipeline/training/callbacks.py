@@ -60,8 +60,8 @@ class History(pl.Callback):
 class Progress(pl.Callback):
     """One JSON object per line on stdout, at most twice a second, for the parent to relay."""
 
-    def __init__(self, stage: str, started: float, position: Position):
-        self.stage, self.started, self.position = stage, started, position
+    def __init__(self, stage: str, started: float, position: Position, observed: str = "cells"):
+        self.stage, self.started, self.position, self.observed = stage, started, position, observed
         self._reported = 0.0
         self._cells = 0
         self._waited = self._worked = 0.0
@@ -129,6 +129,7 @@ class Progress(pl.Callback):
                 "epoch": self.position.last_epoch,
                 "loss": module.training_values()["loss"],
                 "cells_per_s": round(self.cells_per_s, 1),
+                "observed": self.observed,
                 "eta_s": None if eta is None else round(eta, 1),
                 "loader_wait_share": round(self.loader_wait, 3),
             }

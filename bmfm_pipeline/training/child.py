@@ -165,7 +165,7 @@ def _train(spec: TrainSpec, run, stop: StopRequest, lease, sharing=None) -> dict
         on_saved=sharing and sharing.take,
     )
     history = History(run_dir / "history.jsonl", task.log_every_n_steps, position)
-    progress = Progress(spec.stage, STARTED, position)
+    progress = Progress(spec.stage, STARTED, position, run.observed)
     keeping.batches_found = batches and batches.to_dict()
     if resume is None:
         _start_weights(module, spec, run_dir, run, data)

@@ -29,6 +29,12 @@ def course() -> Course:
     return found
 
 
+def test_a_training_of_sequences_is_not_said_to_be_of_cells():
+    found = Course()
+    found.add(progress(10, 1.0, cells_per_s=90.0, observed="sequences"))
+    assert "90 sequences/s" in found.line() and "| speed | 90 sequences/s |" in found.page("t", {}, "now")
+
+
 def test_one_line_says_where_it_is_and_what_was_best(course):
     assert course.share == 0.6
     assert course.line() == (

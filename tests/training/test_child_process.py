@@ -60,7 +60,7 @@ def test_a_training_leaves_checkpoints_history_and_a_model_folder(cases):
     for event in (event for event in events if event["kind"] == "progress"):
         assert event["max_steps"] == 15
         assert event["loss"] == pytest.approx(losses(spec)[event["step"] - 1])
-        assert event["cells_per_s"] > 0
+        assert event["cells_per_s"] > 0 and event["observed"] == "cells"
         assert event["eta_s"] >= 0
         assert 0 <= event["loader_wait_share"] < 1
     assert [event["step"] for event in events if event["kind"] == "progress"][-1] == 15

@@ -12,6 +12,8 @@ from bmfm_pipeline.errors import ConfigError
 Attention = Literal["torch", "flex", "classic"] | None
 # Keys that say what weights a model starts from and how its gradients are computed, not what it is.
 WHERE_WEIGHTS_START = ("checkpoint", "load", "gradient_checkpointing", "gene_vectors")
+# Of the heads, which are made for what is trained.
+LINEAR_PATH = ("linear_path", "path_shares")
 # An encoder that reads whole cells at once keeps nothing from token to token.
 NO_CACHE = {"use_cache": Absent((None, True, False))}
 
@@ -24,7 +26,8 @@ class ModelConfig(Section):
     same name are taken over, others start fresh. encoder: all heads start fresh. null is strict, and backbone where a pretrained model of
     this pipeline is fine-tuned.
     `cell_summary`: position 0 is given the sum of the cell's gene vectors, each times its value. `linear_path`: a linear classifier of
-    the same values is added to the scores of every label column. Both need a continuous field. `perturbation_vectors`: every position is
+    the same values is added to the scores of every label column. Both need a continuous field. `path_shares`: encoder and linear path count
+    alike (equal), or as dev cells say after training (dev). `position_dropout`: in training so many cells are read without positions. `perturbation_vectors`: every position is
     given the sum of the vectors of the perturbed genes, which start at zero; needs the field perturbations. `gene_vectors`: what the embedding of
     genes starts from without a checkpoint, random numbers or svd, the singular vectors of the training cells' expression.
     `convolution_layers`: convolutions over `convolution_width` (odd) neighbouring positions between the embeddings and the first layer,
@@ -46,8 +49,10 @@ class ModelConfig(Section):
     pad_token_id: int = 2
     position_embedding_type: Literal["absolute", "sinusoidal"] | None = None
     max_position_embeddings: int = Field(512, gt=0)
+    position_dropout: float = Field(0.0, ge=0, lt=1)
     cell_summary: bool = False
     linear_path: bool = False
+    path_shares: Literal["equal", "dev"] = "equal"
     perturbation_vectors: bool = False
     convolution_layers: int = Field(0, ge=0)
     convolution_width: int = Field(11, gt=0)

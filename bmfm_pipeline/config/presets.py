@@ -19,6 +19,7 @@ NOT_ARCHITECTURE = (
     "model.gradient_checkpointing",
     "model.gene_vectors",
     "model.linear_path",
+    "model.path_shares",
     "model.use_cache",
     "model._target_",
     "model._partial_",

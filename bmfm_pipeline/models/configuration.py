@@ -20,7 +20,7 @@ class MultitaskConfig(PretrainedConfig):
     tokenizer's. `classifier_pooling` is `cls` (position 0), `mean` or `max` (over all unpadded positions). `cell_summary`: position 0 is
     given the sum of the cell's gene vectors, weighted by their values. `linear_path`: a linear classifier of the same values is added to
     the scores of every label column. `perturbation_vectors`: every position is given the sum of vectors of the perturbed genes.
-    `convolution_layers`: convolutions over `convolution_width` neighbouring positions between the embeddings and the first layer.
+    `position_dropout`: in training so many sequences are read without their position embeddings. `convolution_layers`: convolutions over `convolution_width` neighbouring positions between the embeddings and the first layer.
     """
 
     model_type = "bmfm_multitask"
@@ -42,6 +42,7 @@ class MultitaskConfig(PretrainedConfig):
     pad_token_id: int = 2
     position_embedding_type: str | None = None
     max_position_embeddings: int = 512
+    position_dropout: float = 0.0
     cell_summary: bool = False
     linear_path: bool = False
     perturbation_vectors: bool = False
@@ -65,6 +66,8 @@ class MultitaskConfig(PretrainedConfig):
             raise ConfigError(
                 f"model.position_embedding_type is {self.position_embedding_type!r}; there are null, 'absolute' and 'sinusoidal'"
             )
+        if not 0 <= self.position_dropout < 1:
+            raise ConfigError(f"model.position_dropout is {self.position_dropout}; it is 0 or more and less than 1")
         _one_of("classifier_pooling", self.classifier_pooling, ("cls", "mean", "max"))
         if self.convolution_layers < 0:
             raise ConfigError(f"model.convolution_layers is {self.convolution_layers}; it is 0 or more")

@@ -43,6 +43,7 @@ class FieldEmbeddings(nn.Module):
         for item in self.input_fields:
             self._add_field(item, config)
         self.position_embeddings: nn.Embedding | None = None
+        self.position_dropout = config.position_dropout
         if config.position_embedding_type == "absolute":
             self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         elif config.position_embedding_type == "sinusoidal":
@@ -113,13 +114,24 @@ class FieldEmbeddings(nn.Module):
         for more in vectors[1:]:
             total = total + more
         if self.position_embeddings is not None and places is not None:
-            total = total + self.position_embeddings.weight.index_select(0, places)
+            total = total + self._kept(self.position_embeddings.weight.index_select(0, places), total, places)
         elif self.position_embeddings is not None:
             length, room = input_ids.shape[2], self.position_embeddings.num_embeddings
             if length > room:
                 raise ValueError(f"the batch is {length} tokens long but model.max_position_embeddings is {room}")
-            total = total + self.position_embeddings.weight[:length]
+            total = total + self._kept(self.position_embeddings.weight[:length], total, None)
         return total, vectors
+
+    def _kept(self, positions: Tensor, total: Tensor, places: Tensor | None) -> Tensor:
+        """Position embeddings (L, H), in training 0 for whole sequences: a model that must do without them at times learns no places by heart."""
+        if not (self.training and self.position_dropout):
+            return positions
+        if places is None:
+            kept = torch.rand(len(total), 1, 1, device=total.device)
+        else:  # sequences one after the other, each from place 0
+            number = torch.cumsum(places == 0, 0)
+            kept = torch.rand(len(places) + 1, 1, device=total.device)[number]
+        return positions * (kept >= self.position_dropout).to(positions.dtype)
 
 
 def _embedding_name(field_name: str) -> str:

@@ -207,7 +207,7 @@ class _LabelDecoder(nn.Module):
             ]
         layers.append(nn.Linear(config.hidden_size, label.output_size))
         self.decoder = layers[0] if len(layers) == 1 else nn.Sequential(*layers)
-        self.mean, self.scale = label.value_mean, label.value_scale
+        self.mean, self.scale, self.share = label.value_mean, label.value_scale, label.encoder_share
         self.linear_path: GeneScores | WordScores | None = None
         # What the encoder is to unlearn must not come in beside it.
         if config.linear_path and label.gradient_reversal_coefficient is None:
@@ -221,7 +221,7 @@ class _LabelDecoder(nn.Module):
         if input_ids is None:
             raise ValueError("model.linear_path reads the tokens themselves, so it needs input_ids, not inputs_embeds")
         paths = torch.stack([scores, self._in_units(self.linear_path(input_ids).to(scores.dtype))])
-        return paths.mean(dim=0), paths
+        return paths.mean(dim=0) if self.share == 0.5 else torch.lerp(paths[1], paths[0], self.share), paths
 
     def _in_units(self, found: Tensor) -> Tensor:
         """Deviations from the mean as numbers of the column; large numbers are not told apart in half precision."""
@@ -266,7 +266,7 @@ class LabelHeads(nn.Module):
     def forward(self, pooled: Tensor, hidden: Tensor, input_ids: Tensor | None = None) -> dict[str, Tensor]:
         """(B, H) pooled state and (B, L, H) states -> {label: (B, classes)}; `input_ids` (B, F, L) for linear paths.
 
-        In training and with `keep_paths`, a column whose scores are the mean of two paths also has these, (2, B, classes).
+        In training and with `keep_paths`, a column whose scores are put together of two paths also has these, (2, B, classes).
         """
         scores: dict[str, Tensor] = {}
         shared: dict[tuple[str, int | None], Tensor] = {}

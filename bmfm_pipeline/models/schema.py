@@ -72,7 +72,8 @@ class ModelLabel:
     """One label column and the shape of its head.
 
     `value_mean` and `value_scale` of a regression column are the mean and the deviation of its training cells: the head says how many
-    deviations from the mean, and its scores are in the units of the column. Without them the head's output is the score.
+    deviations from the mean, and its scores are in the units of the column. Without them the head's output is the score. `encoder_share`
+    (0 to 1) is how much the encoder's scores count beside those of a linear path.
     """
 
     name: str
@@ -87,6 +88,7 @@ class ModelLabel:
     label_dict_hash: str | None = None
     value_mean: float = 0.0
     value_scale: float = 1.0
+    encoder_share: float = 0.5
 
     @classmethod
     def from_dict(cls, entry: Mapping[str, Any]) -> "ModelLabel":
@@ -116,6 +118,9 @@ class ModelLabel:
             raise ConfigError(
                 f"label_columns.{name}.decode_from is {position}; it is a position from the start of the sequence, 0 or more"
             )
+        share = entry.get("encoder_share")
+        if share is not None and not 0 <= share <= 1:
+            raise ConfigError(f"label_columns.{name}.encoder_share is {share}; it lies between 0 and 1")
         return cls(
             name=name,
             output_size=int(size),
@@ -129,6 +134,7 @@ class ModelLabel:
             label_dict_hash=entry.get("label_dict_hash"),
             value_mean=float(entry.get("value_mean") or 0.0) if regression else 0.0,
             value_scale=float(entry.get("value_scale") or 1.0) if regression else 1.0,
+            encoder_share=0.5 if share is None else float(share),
         )
 
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from bmfm_pipeline.config import RunConfig
-from bmfm_pipeline.config.models import WHERE_WEIGHTS_START, read_model
+from bmfm_pipeline.config.models import LINEAR_PATH, WHERE_WEIGHTS_START, read_model
 from bmfm_pipeline.config.sections import read_controls
 from bmfm_pipeline.errors import ConfigError
 from bmfm_pipeline.stages.jobs import Job, make_job
@@ -89,7 +89,7 @@ def _twin(
 
 def _with_architecture(run: RunConfig, stored: dict[str, Any]) -> RunConfig:
     """The run with the sizes of the model it would start from, as its training takes them."""
-    kept = {name: getattr(run.model, name) for name in (*WHERE_WEIGHTS_START, "linear_path")}
+    kept = {name: getattr(run.model, name) for name in (*WHERE_WEIGHTS_START, *LINEAR_PATH)}
     known = type(read_model({"model_type": stored["model_type"]})).model_fields
     sizes = {name: stored[name] for name in known if name in stored and name not in kept}
     model = read_model({"model_type": stored["model_type"], **sizes, **kept})

@@ -9,7 +9,9 @@ import torch
 
 from bmfm_pipeline.batching import choose_rows
 from bmfm_pipeline.config import RunConfig
+from bmfm_pipeline.models.heads import LabelHeads
 from bmfm_pipeline.storage import write_json_atomic
+from bmfm_pipeline.training.path_shares import blended, labels_with_shares, pick_share, store_shares
 from bmfm_pipeline.training.temperature import (
     CALIBRATION,
     confidence_of,
@@ -35,17 +37,37 @@ def calibrate(
     heads = {} if not run.predicts_labels else {
         column.label_column_name: column.is_multilabel for column in run.label_columns if not column.is_regression_label
     }  # fmt: skip
-    if not heads:
+    weighed = labels_with_shares(run)
+    if not heads and not weighed:
         return {}
     rows = choose_rows(data.rows["dev"], MOST_CELLS, run.seed.seed_value)
     logits = dict.fromkeys(heads, np.zeros((0, 0)))
     if len(rows):
-        found = _logits(run, data.evaluation_loader(rows), folder, list(heads), go_on)
+        found = _logits(run, data.evaluation_loader(rows), folder, [*heads, *map(LabelHeads.paths_key, weighed)], go_on)
         if found is None:
             return None
         logits, rows = found
     truth = data.prepared.labels(run)
+    shares = {}
+    for name in weighed if len(rows) else ():
+        paths = np.swapaxes(logits[LabelHeads.paths_key(name)], 0, 1)
+        picked = pick_share(paths, truth[name][rows], heads.get(name, False), name not in heads)
+        shares[name], logits[name] = picked["encoder_share"], blended(paths, picked["encoder_share"])
+        note(
+            f"{name}: the encoder counts {picked['encoder_share']:.2f} and the linear path {1 - picked['encoder_share']:.2f} ("
+            + (
+                picked.get("note")
+                or f"{picked['n']} dev cells: loss {picked['loss_equal']:.3f} -> {picked['loss']:.3f}"
+            )
+            + ")"
+        )
+    if shares:
+        store_shares(folder, shares)
+    if not heads:
+        return {}
     result = {name: _of_label(logits[name], truth[name][rows], several) for name, several in heads.items()}
+    for name in shares.keys() & result.keys():
+        result[name]["encoder_share"] = shares[name]
     for name, entry in result.items():
         said = entry.get("note") or f"negative log-likelihood {entry['nll_before']:.3f} -> {entry['nll_after']:.3f}"
         note(f"{name}: temperature {entry['temperature']:.3f} from {entry['n']} dev cells ({said})")
@@ -70,12 +92,14 @@ def _of_label(logits: np.ndarray, truth: np.ndarray, several: bool) -> dict[str,
 
 @torch.inference_mode()
 def _logits(run: RunConfig, loader, folder: Path, names: list[str], go_on: Callable[[], bool]):
-    """({label: logits (n, C)}, rows (n,) of the store); None when asked to stop."""
+    """({label: logits (n, C)}, of paths (n, 2, C), rows (n,) of the store); None when asked to stop."""
     from bmfm_pipeline.models import load_model
 
     device = "cuda" if run.task.accelerator == "gpu" else "cpu"
     dtype = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}.get(run.task.precision)
     model = load_model(folder).to(device).eval()
+    for heads in (module for module in model.modules() if isinstance(module, LabelHeads)):
+        heads.keep_paths = True
     parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
     rows = []
     for batch in loader:
@@ -84,6 +108,7 @@ def _logits(run: RunConfig, loader, folder: Path, names: list[str], go_on: Calla
         with torch.autocast(device, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
             output = model(batch["input_ids"].to(device), batch["attention_mask"].to(device))
         for name in names:
-            parts[name].append(output.logits[name].float().cpu().numpy())
+            found = output.logits[name].float().cpu().numpy()
+            parts[name].append(found if found.ndim == 2 else np.swapaxes(found, 0, 1))
         rows.append(batch["cell_index"].numpy())
     return {name: np.concatenate(values) for name, values in parts.items()}, np.concatenate(rows)

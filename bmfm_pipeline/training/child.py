@@ -312,7 +312,7 @@ def _leave_group() -> None:
 
 def _sizes_of_checkpoint(run, init_from: str | None):
     """Where nobody wrote model sizes, fine-tuning takes those of the model it starts from."""
-    from bmfm_pipeline.config.models import WHERE_WEIGHTS_START, read_model
+    from bmfm_pipeline.config.models import LINEAR_PATH, WHERE_WEIGHTS_START, read_model
 
     if init_from is None or not run.sizes_from_checkpoint:
         return run
@@ -327,7 +327,7 @@ def _sizes_of_checkpoint(run, init_from: str | None):
         note(f"model: {found}, as the checkpoint it starts from")
     kind = type(read_model({"model_type": found}))
     # Heads, and so the linear path beside them, are what is trained for, not what was trained before.
-    start = {name: getattr(run.model, name) for name in (*WHERE_WEIGHTS_START, "linear_path")}
+    start = {name: getattr(run.model, name) for name in (*WHERE_WEIGHTS_START, *LINEAR_PATH)}
     sizes = {name: stored[name] for name in kind.model_fields if name in stored and name not in start}
     return run.model_copy(update={"model": read_model({**sizes, **start})})
 

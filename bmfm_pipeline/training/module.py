@@ -197,7 +197,9 @@ def build_module(run: RunConfig, data_module) -> TrainingModule:
     plain = run.model_dump(mode="json")
     torch.manual_seed(run.seed.seed_value)
     fields = prepared.field_dicts(run)
-    settings = {name: value for name, value in plain["model"].items() if name not in WHERE_WEIGHTS_START}
+    settings = {
+        name: value for name, value in plain["model"].items() if name not in (*WHERE_WEIGHTS_START, "path_shares")
+    }
     units = prepared.units(run) if run.predicts_labels else {}
     labels = [entry | units.get(entry["label_column_name"], {}) for entry in plain["label_columns"]]
     labels = labels if run.predicts_labels else []

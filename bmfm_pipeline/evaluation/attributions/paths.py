@@ -149,7 +149,7 @@ class LabelScores(nn.Module):
             found = (
                 decoder.decoder(self.heads.state_of(label, state.embeddings, state.head_states, shared)) * decoder.scale
             )
-            scores.append(found if decoder.linear_path is None else found / 2)
+            scores.append(found if decoder.linear_path is None else found * decoder.share)
         return torch.cat(scores, dim=1)
 
     @torch.no_grad()
@@ -168,7 +168,7 @@ class LabelScores(nn.Module):
                     torch.zeros(len(input_ids), input_ids.shape[2], label.output_size, device=input_ids.device)
                 )
             else:
-                parts.append(decoder.linear_path.parts(input_ids) * decoder.scale / 2)
+                parts.append(decoder.linear_path.parts(input_ids) * decoder.scale * (1 - decoder.share))
         return torch.cat(parts, dim=2)
 
 

@@ -28,7 +28,7 @@ def test_keys_and_defaults_are_those_of_the_network(name):
 
     network = {field.name: field.default for field in dataclasses.fields(BACKBONES[name].config_class)}
     said = MODELS[name].model_fields.items()
-    own = {key: field.default for key, field in said if key not in ("model_type", *WHERE_WEIGHTS_START)}
+    own = {key: field.default for key, field in said if key not in ("model_type", "path_shares", *WHERE_WEIGHTS_START)}
     assert own == {key: network[key] for key in own} | {"classifier_pooling": None}
     # What transformers adds to every configuration is no setting of ours.
     from transformers import PretrainedConfig

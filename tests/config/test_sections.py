@@ -318,6 +318,8 @@ def test_these_examples_name_every_key_there_is():
         "sequences",
         "convolution_layers",
         "convolution_width",
+        "position_dropout",
+        "path_shares",
     }  # of data that are no single cells
     elsewhere |= {"label_sets", "normalize"}  # of whole-cell targets, which mask nothing
     of_files = {"reading", "files", "num_workers"}  # of other formats, and of datasets of many files

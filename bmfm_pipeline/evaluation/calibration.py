@@ -170,6 +170,8 @@ def calibration_of(
         ],
         "unknown": _unknown(cells, fitted, settings, unknown, groups),
     }
+    if "encoder_share" in fitted:  # of a model whose linear path was weighed against its encoder
+        entry["encoder_share"] = float(fitted["encoder_share"])
     if note := fitted.get("note") or (None if fitted else "the model has no calibration.json: temperature 1"):
         entry["note"] = note
     return {**entry, "sentence": sentence(entry)}

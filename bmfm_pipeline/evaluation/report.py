@@ -130,6 +130,10 @@ def _calibration(found: dict[str, Any] | None) -> list[dict[str, Any]]:
             facts["temperature"] = (
                 f"{number(temperature)}{said}; above 1 the model was too sure, below 1 not sure enough"
             )
+        if (share := entry.get("encoder_share")) is not None:
+            facts["share of the encoder"] = (
+                f"{number(share)}, of the linear path {number(1 - share)}, as fitted the dev {observed()} best"
+            )
         for key, name in (
             ("ece", "expected calibration error"),
             ("ece_uncalibrated", "before the temperature"),

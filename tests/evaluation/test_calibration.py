@@ -232,7 +232,9 @@ def test_what_calibration_json_says(stored):
     settings = Settings(resamples=50)
     entry = calibration_of(found["kind"], fitted, settings, Unknown("auto", 0.9))
     cells = found["kind"]["calibrated"].at(np.flatnonzero(found["kind"]["calibrated"].known))
-    assert (entry["temperature"], entry["n_dev"]) == (2.0, 99)
+    assert (entry["temperature"], entry["n_dev"]) == (2.0, 99) and "encoder_share" not in entry
+    weighed = calibration_of(found["kind"], {**fitted, "encoder_share": 0.35}, settings, Unknown("auto", 0.9))
+    assert weighed["encoder_share"] == 0.35
     assert entry["aurc"]["best"] <= entry["aurc"]["value"] and entry["aurc"]["chance"] == (~cells.right).mean()
     assert entry["risk_coverage"][-1]["risk"] == pytest.approx((~cells.right).mean())
     assert [part["coverage"] for part in entry["accuracy_at_coverage"]] == [0.8, 0.9]

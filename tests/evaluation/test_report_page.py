@@ -228,6 +228,7 @@ def calibration() -> dict:
     entry = {
         "temperature": 1.5,
         "n_dev": 80,
+        "encoder_share": 0.35,
         "ece": bounded(0.1),
         "brier": bounded(0.3),
         "bins": bins,

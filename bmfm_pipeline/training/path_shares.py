@@ -41,7 +41,7 @@ def pick_share(paths: np.ndarray, truth: np.ndarray, several: bool, numbers: boo
             "note": f"{n} dev cells are too few (at least {FEWEST_CELLS}) to weigh the paths",
         }
     paths, truth = paths[:, known].astype(np.float64), truth[known]
-    losses = np.array([_loss(share * paths[0] + (1 - share) * paths[1], truth, several, numbers) for share in SHARES])
+    losses = np.array([_loss(blended(paths, share), truth, several, numbers) for share in SHARES])
     best = int(losses.argmin())
     equal = float(losses[np.argmin(np.abs(SHARES - EQUAL))])
     return {"encoder_share": round(float(SHARES[best]), 2), "n": n, "loss_equal": equal, "loss": float(losses[best])}

@@ -57,7 +57,7 @@ def calibrate(
             f"{name}: the encoder counts {picked['encoder_share']:.2f} and the linear path {1 - picked['encoder_share']:.2f} ("
             + (
                 picked.get("note")
-                or f"{picked['n']} dev cells: loss {picked['loss_equal']:.3f} -> {picked['loss']:.3f}"
+                or f"{picked['n']} dev {run.observed}: loss {picked['loss_equal']:.3f} -> {picked['loss']:.3f}"
             )
             + ")"
         )
@@ -70,7 +70,7 @@ def calibrate(
         result[name]["encoder_share"] = shares[name]
     for name, entry in result.items():
         said = entry.get("note") or f"negative log-likelihood {entry['nll_before']:.3f} -> {entry['nll_after']:.3f}"
-        note(f"{name}: temperature {entry['temperature']:.3f} from {entry['n']} dev cells ({said})")
+        note(f"{name}: temperature {entry['temperature']:.3f} from {entry['n']} dev {run.observed} ({said})")
     write_json_atomic(folder / CALIBRATION, result)
     return result
 

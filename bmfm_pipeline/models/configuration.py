@@ -20,7 +20,8 @@ class MultitaskConfig(PretrainedConfig):
     tokenizer's. `classifier_pooling` is `cls` (position 0), `mean` or `max` (over all unpadded positions). `cell_summary`: position 0 is
     given the sum of the cell's gene vectors, weighted by their values. `linear_path`: a linear classifier of the same values is added to
     the scores of every label column. `perturbation_vectors`: every position is given the sum of vectors of the perturbed genes.
-    `position_dropout`: in training so many sequences are read without their position embeddings. `convolution_layers`: convolutions over `convolution_width` neighbouring positions between the embeddings and the first layer.
+    `position_dropout`: the share of sequences that training reads without their position embeddings. `convolution_layers`: convolutions
+    over `convolution_width` neighbouring positions between the embeddings and the first layer.
     """
 
     model_type = "bmfm_multitask"

@@ -312,15 +312,8 @@ def test_these_examples_name_every_key_there_is():
     # Given elsewhere: by `_target_`, by the tokenizer, or only where a label of classes exists.
     elsewhere = {"model_type", "pad_token_id", "attention_kwargs", "balancing_label_column", "rda_transform"}
     elsewhere |= {"sqrt_normalize_transform"}  # in place of log_normalize_transform
-    elsewhere |= {
-        "perturbation",
-        "perturbation_vectors",
-        "sequences",
-        "convolution_layers",
-        "convolution_width",
-        "position_dropout",
-        "path_shares",
-    }  # of data that are no single cells
+    elsewhere |= {"perturbation", "perturbation_vectors", "sequences"}  # of data that are no single cells
+    elsewhere |= {"convolution_layers", "convolution_width", "position_dropout", "path_shares"}  # of sequences
     elsewhere |= {"label_sets", "normalize"}  # of whole-cell targets, which mask nothing
     of_files = {"reading", "files", "num_workers"}  # of other formats, and of datasets of many files
     for section, keys in SECTIONS.items():

@@ -27,8 +27,8 @@ class ModelConfig(Section):
     this pipeline is fine-tuned.
     `cell_summary`: position 0 is given the sum of the cell's gene vectors, each times its value. `linear_path`: a linear classifier of
     the same values is added to the scores of every label column. Both need a continuous field. `path_shares`: encoder and linear path count
-    alike (equal), or as dev cells say after training (dev). `position_dropout`: in training so many cells are read without positions. `perturbation_vectors`: every position is
-    given the sum of the vectors of the perturbed genes, which start at zero; needs the field perturbations. `gene_vectors`: what the embedding of
+    alike (equal), or as dev cells say after training (dev). `position_dropout`: the share of cells that training reads without positions.
+    `perturbation_vectors`: every position is given the sum of the vectors of the perturbed genes, which start at zero; needs the field perturbations. `gene_vectors`: what the embedding of
     genes starts from without a checkpoint, random numbers or svd, the singular vectors of the training cells' expression.
     `convolution_layers`: convolutions over `convolution_width` (odd) neighbouring positions between the embeddings and the first layer,
     for sequences, whose positions have neighbours.

@@ -173,10 +173,10 @@ def check_sequences(run: "RunConfig") -> None:
     kind = type(module)
     if wrong := [name for name in _OF_GENES if getattr(module, name) != kind.model_fields[name].get_default()]:
         raise ConfigError(f"data_module.{wrong[0]}: is about genes, and sequences have none; remove it")
-    windows, kind = module.sequences.windows, module.sequences.vocabulary.kind
-    if windows.variants and kind == "kmer" and not run.tokenizer.is_folder:
+    windows, vocabulary = module.sequences.windows, module.sequences.vocabulary
+    if windows.variants and vocabulary.kind == "kmer" and not run.tokenizer.is_folder:
         raise ConfigError(
-            f"{PLACE}.windows.variants: pieces of {module.sequences.vocabulary.k} letters have no room for pairs of alleles; set "
+            f"{PLACE}.windows.variants: pieces of {vocabulary.k} letters have no room for pairs of alleles; set "
             f"{PLACE}.vocabulary.kind to bpe or nucleotide"
         )
     if windows.least_frequency is not None and not windows.variants:

@@ -156,7 +156,7 @@ def predict_file(
         PredictedCells(output, follows_from, chunks.widths) as cells,
     ):
         summary = {"cells": source.n_cells, "resumed_at": cells.done}
-        summary["cells_per_s"] = _predict(chunks, cells, tell)
+        summary["cells_per_s"] = _predict(chunks, cells, tell, predictor.run.observed)
         reasons = cells.counts_by_reason()
         summary |= {"unusable": sum(reasons.values()), "reasons": reasons, "genes": genes}
         if too_long := getattr(chunks, "too_long", 0):
@@ -185,10 +185,9 @@ def predict_file(
     return {"output": str(output), "model": str(model), **summary}
 
 
-def _predict(chunks: ChunkPredictor, cells: PredictedCells, tell: Progress) -> float | None:
+def _predict(chunks: ChunkPredictor, cells: PredictedCells, tell: Progress, observed: str) -> float | None:
     """Predict the cells that are not done yet; returns cells per second."""
     first, total = cells.done, chunks.source.n_cells
-    observed = "sequences" if isinstance(chunks, SequenceChunks) else "cells"
     if first:
         tell({"kind": "note", "message": f"{first} of {total} {observed} were predicted before; going on from there"})
     pace, began = Pace(total, tell, first, observed=observed), time.monotonic()

@@ -82,6 +82,16 @@ def test_variants_of_another_genome_are_refused(tmp_path):
         elsewhere.finish("genome.fa")
 
 
+def test_a_name_of_the_file_belongs_to_one_chromosome_of_the_genome(tmp_path):
+    known = of_lines(tmp_path, "MT 2 . C T . . .")
+    known.check("chrM", CHROMOSOME)
+    known.check("chrMT", CHROMOSOME)
+    known.finish("genome.fa")
+    assert pairs(known.written("chrM", CHROMOSOME)) == {2: "C>T"}
+    assert np.array_equal(known.written("chrMT", CHROMOSOME), CHROMOSOME)
+    assert known.counts["places"] == 1
+
+
 @pytest.mark.parametrize(("name", "separator"), [("known.csv", ","), ("known.tsv", "\t"), ("known.csv.gz", ",")])
 def test_a_table_of_variants_says_the_same_as_a_vcf_file(tmp_path, name, separator):
     rows = [["Chrom", "POS", "ref", "Alt", "AF"], ["chr1", "2", "c", "T", "0.4"], ["chr1", "8", "A", "AGG", ""]]

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
+from bmfm_pipeline.data.sequences.letters import CLEANED
 from bmfm_pipeline.data.sequences.variants import ENDINGS, Variant, other_name, read_variants
 from bmfm_pipeline.errors import DataError
-from bmfm_pipeline.vocabulary.alleles import DELETION, code
+from bmfm_pipeline.vocabulary.alleles import DELETION, LETTERS, code
 
 _COLUMNS = {
     "chromosome": ("chrom", "#chrom", "chromosome", "chr"),
@@ -21,10 +22,7 @@ _COLUMNS = {
     "alternatives": ("alt", "alternative", "alternatives"),
     "frequency": ("af", "frequency", "allele_frequency"),
 }
-_BASES = frozenset("ACGTN")
-_CAPITALS = np.arange(256, dtype=np.uint8)
-_CAPITALS[ord("a") : ord("z") + 1] -= 32
-_CAPITALS[[ord("u"), ord("U")]] = ord("T")
+_BASES = frozenset(LETTERS)
 # Above this share the variants were called on another genome.
 MOST_MISMATCHES = 0.2
 REASONS = {
@@ -70,6 +68,7 @@ class KnownVariants:
         self._ready = {name: self._one_a_place(places) for name, places in self._found.items()}
         self._found.clear()
         self._pending = {name: len(places) for name, (places, _, _) in self._ready.items()}
+        self._names: dict[str, str] = {}  # what the file calls each chromosome of the genome
 
     @property
     def codes(self) -> list[int]:
@@ -78,15 +77,17 @@ class KnownVariants:
 
     def check(self, chromosome: str, letters: np.ndarray) -> None:
         """Keep what fits to a chromosome's letters (uint8, as they stand in the file), and count the rest. Once for each chromosome."""
-        name = self._name(chromosome)
+        # A genome may have chrM and chrMT, and both could be the MT of the file: the first is.
+        name = next((name for name in (chromosome, other_name(chromosome)) if name in self._pending), None)
         if name is None:
             return
-        places, wanted, codes = self._ready[name]
+        self._names[chromosome] = name
         self._pending.pop(name)
+        places, wanted, codes = self._ready[name]
         inside = (places >= 0) & (places < len(letters))
         self.counts["no_chromosome"] += int(np.count_nonzero(~inside))
         fits = inside.copy()
-        fits[inside] = _CAPITALS[letters[places[inside]]] == wanted[inside]
+        fits[inside] = CLEANED[letters[places[inside]]] == wanted[inside]
         self.counts["mismatch"] += int(np.count_nonzero(inside & ~fits))
         self.counts["places"] += int(np.count_nonzero(fits))
         self._ready[name] = places[fits], wanted[fits], codes[fits]
@@ -108,10 +109,9 @@ class KnownVariants:
 
     def written(self, chromosome: str, letters: np.ndarray) -> np.ndarray:
         """The letters of a chromosome with the variants that `check` kept."""
-        name = self._name(chromosome)
-        if name is None:
+        if chromosome not in self._names:
             return letters
-        places, _, codes = self._ready[name]
+        places, _, codes = self._ready[self._names[chromosome]]
         letters = letters.copy()
         letters[places] = codes
         return letters
@@ -119,9 +119,6 @@ class KnownVariants:
     def in_words(self) -> str:
         """What was left out, by reason; empty where nothing was."""
         return "; ".join(f"{self.counts[name]:,} {text}" for name, text in REASONS.items() if self.counts[name])
-
-    def _name(self, chromosome: str) -> str | None:
-        return next((name for name in (chromosome, other_name(chromosome)) if name in self._ready), None)
 
     def _take(self, variant: Variant, shares: list[float | None], least: float | None) -> None:
         into = self._found.setdefault(variant.chromosome, _Places())

@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from bmfm_pipeline.vocabulary.alleles import ALLELES, FIRST, LAST, as_text
+from bmfm_pipeline.vocabulary.alleles import ALLELES, FIRST, LAST, LETTERS, as_text
 
-BASES = b"ACGTN"
+BASES = LETTERS.encode()
 # Codes of the International Union of Pure and Applied Chemistry, and what each pairs with.
 _PAIRS = dict(zip(b"ACGTNRYSWKMBVDH", b"TGCANYRSWMKVBHD", strict=True))
 _SPACE, _OTHER = 0, 1
@@ -23,7 +23,8 @@ def _cleaning() -> np.ndarray:
     return table
 
 
-_CLEANING = _cleaning()
+# What each byte is kept as.
+CLEANED = _cleaning()
 _COMPLEMENT = np.arange(256, dtype=np.uint8)
 for _one, _other in _PAIRS.items():
     _COMPLEMENT[_one] = _other
@@ -63,7 +64,7 @@ def clean(letters: np.ndarray, starts: np.ndarray, upper_case: bool = True, vari
 
     `variants`: bytes of pairs of alleles were written into them.
     """
-    table = _CLEANING
+    table = CLEANED
     if not upper_case:
         table = table.copy()
         for letter in range(ord("a"), ord("z") + 1):

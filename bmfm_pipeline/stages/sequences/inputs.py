@@ -50,7 +50,7 @@ def sequence_input(run: RunConfig, workspace: Workspace) -> dict[str, Any]:
     uri = find_sequences(run)
     if beside := files_of_windows(run, uri):
         own = [content_hash(file, workspace.memo) for file in (uri, *beside.values())]
-        return {"id": hash_json(own if list(beside) == ["bed"] else [list(beside), *own]), "uri": strip_userinfo(uri)}
+        return {"id": hash_json([list(beside), *own]), "uri": strip_userinfo(uri)}
     if is_remote(uri):
         return {"id": content_hash(uri, workspace.memo), "uri": strip_userinfo(uri)}
     files = files_of(Path(uri))

@@ -119,7 +119,12 @@ def run_job(job: Any) -> dict[str, Any]:
     )
     if job.cached:
         return _reused(job, job.reason)
-    with one_at_a_time(job) as finished:
+    from flows.fanning import spread_files
+
+    with (
+        one_at_a_time(job) as finished,
+        spread_files(),
+    ):  # a cluster lasts from the first step that needs it to the last
         if finished is None:
             return _run_steps(job)
     return _reused(job, "another run has made it meanwhile")
@@ -201,10 +206,7 @@ def _run_step(job_file: str, stage: str, step: str) -> dict[str, Any]:
         before=history_of(job),
         links=lambda: _pages_of(job),
     )
-    from flows.fanning import spread_files
-
-    with spread_files():
-        return stages.run_step(job_file, step, on_progress=page)
+    return stages.run_step(job_file, step, on_progress=page)
 
 
 def _pages_of(job: Any) -> dict[str, str]:

@@ -46,7 +46,7 @@ class TransformKwargs(Section):
     that several files have is refused, or all cells get the name of their file as a prefix. Of several files at most the share
     `max_share_of_files_set_aside` may be left out because they cannot be used. `input_values`: what the matrix holds; of log-normalised
     values nothing is normalised again, and controls read them as they are. `reading`: how a file that is no h5ad is read. `files`: a
-    table of several files, from which some are chosen. `num_workers`: processes that several files are converted and prepared in.
+    table of several files, from which some are chosen. `num_workers`: processes that several files are converted, checked and transformed in.
     """
 
     legacy: ClassVar[dict[str, str]] = {

@@ -2,6 +2,7 @@
 
 import contextlib
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -47,25 +48,31 @@ class SpooledMatrix:
         """The smallest type that holds every value exactly."""
         return max((kind for _, _, kind in self.data), key=_width, default=np.dtype(np.uint8))
 
-    @property
-    def all_lengths(self) -> np.ndarray:
-        return np.concatenate(self.lengths) if self.lengths else np.array([], dtype=np.int64)
-
 
 def _width(kind: np.dtype) -> int:
     return kind.itemsize + 8 * (kind.kind == "f")
 
 
 class Spool:
-    """Blocks of CSR rows in a nameless file beside the target, until their sizes are known: nothing is computed twice.
+    """Blocks of CSR rows in a file in `folder`, until their sizes are known: nothing is computed twice.
 
-    The file goes when it is closed, or with the process.
+    Without a `name` the file goes when it is closed, or with the process; with one it is kept, for another process to open.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, name: str | None = None):
         folder.mkdir(parents=True, exist_ok=True)
-        self._file = tempfile.TemporaryFile(dir=folder, prefix=".rows-")  # noqa: SIM115  closed by __exit__
+        if name is None:
+            self._file = tempfile.TemporaryFile(dir=folder, prefix=".rows-")  # noqa: SIM115  closed by __exit__
+        else:
+            self._file = open(folder / name, "w+b")  # noqa: SIM115  closed by __exit__
         self._end = 0
+
+    @classmethod
+    def opened(cls, path: Path) -> "Spool":
+        """A file that is complete, to read."""
+        spool = cls.__new__(cls)
+        spool._file = open(path, "rb")  # noqa: SIM115  closed by __exit__
+        return spool
 
     def __enter__(self) -> "Spool":
         return self
@@ -146,15 +153,18 @@ class ProcessedWriter:
             group.create_dataset("indices", shape=(int(indptr[-1]),), dtype=np.int32)
         self._position[name] = 0
 
-    def copy(self, name: str, spool: Spool, matrix: SpooledMatrix, like: str | None = None) -> None:
-        """Write a spooled matrix as `name`, one kind of array after the other, block by block."""
-        self.matrix(name, matrix.all_lengths, matrix.dtype, like)
-        for part, places in (("data", matrix.data), ("indices", [] if like else matrix.indices)):
-            target, start = self.file[name][part], 0
-            for place in places:
-                if place[1]:
-                    target[start : start + place[1]] = spool.get(place).astype(target.dtype, copy=False)
-                start += place[1]
+    def copy(self, name: str, parts: Sequence[tuple[Spool, SpooledMatrix]], like: str | None = None) -> None:
+        """Write a matrix that lies in `parts`, one below the other, as `name`: one kind of array after the other, block by block."""
+        lengths = [some for _, matrix in parts for some in matrix.lengths]
+        kind = max((matrix.dtype for _, matrix in parts), key=_width)
+        self.matrix(name, np.concatenate(lengths) if lengths else np.array([], dtype=np.int64), kind, like)
+        for array in ("data",) if like else ("data", "indices"):
+            target, start = self.file[name][array], 0
+            for spool, matrix in parts:
+                for place in getattr(matrix, array):
+                    if place[1]:
+                        target[start : start + place[1]] = spool.get(place).astype(target.dtype, copy=False)
+                    start += place[1]
 
     def fill(self, name: str, block: sparse.csr_matrix) -> None:
         """Append the rows of `block`."""

@@ -10,8 +10,9 @@ from typing import Any
 
 from bmfm_pipeline.config.reading import Reading
 from bmfm_pipeline.data.sources.formats import ENDINGS, ending_of, format_of
+from bmfm_pipeline.data.sources.several import MOST_PIECES, spans
 from bmfm_pipeline.errors import DataError
-from bmfm_pipeline.stages.fanning import map_jobs
+from bmfm_pipeline.stages.fanning import group_name, map_jobs
 from bmfm_pipeline.storage import (
     Workspace,
     code_version,
@@ -30,8 +31,6 @@ STAGE = "convert"
 FILE = "cells.h5ad"
 CODE = "bmfm_pipeline.data.sources.converting.conversion"
 KEY_LENGTH = 32
-# Thousands of files are handed out in so many pieces of work at most.
-MOST_PIECES = 64
 
 
 def needs_conversion(path: str | Path) -> bool:
@@ -113,9 +112,8 @@ def convert_files(
     """
     items = [(name, uri, contents[name], workspace.uri, reading.model_dump()) for name, uri in files.items()]
     to_do = [item for item in items if is_remote(item[1]) or needs_conversion_by_name(item[1])]
-    size = max(1, -(-len(to_do) // MOST_PIECES))
-    pieces = [to_do[start : start + size] for start in range(0, len(to_do), size)]
-    names = [piece[0][0] if len(piece) == 1 else f"{piece[0][0]} and {len(piece) - 1} more" for piece in pieces]
+    pieces = [to_do[start:stop] for start, stop in spans([1] * len(to_do), MOST_PIECES)]
+    names = [f"convert {group_name([item[0] for item in piece])}" for piece in pieces]
     done: dict[str, Path | DataError] = {}
     for found in map_jobs(_convert_piece, pieces, names=names, at_once=workers):
         for name, (path, problem) in found.items():
@@ -124,6 +122,8 @@ def convert_files(
     for name, uri, content, _, _ in items:
         if name not in done:
             done[name] = converted(local_path(uri), content, here, reading)
+        elif isinstance(done[name], Path) and not done[name].exists():  # it lies in the cache of another machine
+            done[name] = converted(localise(uri), content, here, reading, logging.DEBUG)
     return {name: done[name] for name in files}
 
 

@@ -51,6 +51,11 @@ def map_jobs(
     return [function(item) for item in items]
 
 
+def group_name(names: Sequence[str]) -> str:
+    """What a person reads of some files."""
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+
+
 @dataclass(frozen=True)
 class Work:
     """Jobs to carry out one after the other. `point` is what they belong to, None where several need them."""

@@ -211,10 +211,10 @@ def cells_input(run, workspace: Workspace) -> dict[str, Any]:
 
 def _files_input(source: Source, workspace: Workspace) -> dict[str, Any]:
     """Several files as an input: their names and contents in order, for names become a column of the cells. Folders do not count."""
-    files = {
-        name: {"id": content_hash(uri, workspace.memo), "uri": strip_userinfo(uri)}
-        for name, uri in source.files.items()
-    }
+    with workspace.memo.for_many() as memo:
+        files = {
+            name: {"id": content_hash(uri, memo), "uri": strip_userinfo(uri)} for name, uri in source.files.items()
+        }
     found = hash_json([[name, entry["id"]] for name, entry in files.items()])
     return {"id": found, "uri": strip_userinfo(source.uri), "files": files}
 

@@ -1,5 +1,6 @@
 """Preprocess: check the input, split it, fix labels and vocabulary, transform, publish. One function per step."""
 
+import copy
 import logging
 import shutil
 from pathlib import Path
@@ -12,6 +13,7 @@ from bmfm_pipeline.data.label_flags import with_gathered_columns
 from bmfm_pipeline.data.label_ontology import describe, write_placed
 from bmfm_pipeline.data.labels import build_label_dict, count_labels, empty_or_none, labels_unseen_in_training
 from bmfm_pipeline.data.sources import check_source, open_several, open_source
+from bmfm_pipeline.data.sources.several import SeveralFiles
 from bmfm_pipeline.data.splits import read_split
 from bmfm_pipeline.data.transforms import Chain, build_chain
 from bmfm_pipeline.errors import StorageError
@@ -22,6 +24,7 @@ from bmfm_pipeline.stages.gene_tables import local_gene_table
 from bmfm_pipeline.stages.inputs import find_source
 from bmfm_pipeline.stages.jobs import Job
 from bmfm_pipeline.stages.labels import input_dictionary, lost_classes, place_dictionary, place_in_ontologies
+from bmfm_pipeline.stages.parts import FileParts, Origins, remove_parts
 from bmfm_pipeline.stages.perturbations import (
     look_at_perturbations,
     names_column,
@@ -53,6 +56,9 @@ LOG_NORMALISED = (
     "layers['log_normalised']"
 )
 
+# Several files that a step of this process opened last, and the run folder that they belong to.
+_held: dict[str, tuple[Path, SeveralFiles]] = {}
+
 
 def _open(job: Job):
     """The run, and its opened source: the same file in every step, fetched or built once into the run folder.
@@ -70,10 +76,15 @@ def _opened(job: Job):
     source = find_source(run)
     settings, scratch = run.data_module.transform_kwargs, job.run_dir / "source"
     if source.files:
-        files = _local_files(job, source, settings, usable_files(source.files, job.staging))
-        return run, source, open_several(
-            files, settings.layer, settings.duplicate_genes, scratch, settings.cell_names, source.place, source.about
-        )  # fmt: skip
+        names = usable_files(source.files, job.staging)
+        place, cells = _held.get("files", (None, None))
+        if place != job.run_dir or set(cells.names) != names:
+            files = _local_files(job, source, settings, names)
+            cells = open_several(
+                files, settings.layer, settings.duplicate_genes, scratch, settings.cell_names, source.place, source.about
+            )  # fmt: skip
+            _hold(job, cells)
+        return run, source, copy.copy(cells)
     path = source.open_path(scratch)
     if is_remote(source.uri):
         _refuse_changed(source.uri, job.inputs["source"])
@@ -81,6 +92,12 @@ def _opened(job: Job):
         path = converted(path, job.inputs["source"]["id"], job.place, settings.reading)
     layer = None if source.processed else settings.layer
     return run, source, open_source(path, layer, settings.duplicate_genes, scratch=scratch)
+
+
+def _hold(job: Job, cells) -> None:
+    """Keep several files open for the next step, as they are: thousands take a while. One that changes is noticed when it is read."""
+    _ = cells.obs, cells.var_names  # read once for all steps
+    _held["files"] = job.run_dir, cells
 
 
 def _local_files(job: Job, source, settings, names=None) -> dict[str, Any]:
@@ -99,6 +116,20 @@ def _local_files(job: Job, source, settings, names=None) -> dict[str, Any]:
     files = {name: uri for name, uri in source.files.items() if names is None or name in names}
     contents = {name: planned[name]["id"] for name in files}
     return convert_files(files, contents, job.place, settings.reading, settings.num_workers)
+
+
+def _origins(job: Job, run: RunConfig, source) -> Origins:
+    settings = run.data_module.transform_kwargs
+    contents = {name: entry["id"] for name, entry in job.inputs["source"]["files"].items()}
+    reading = settings.reading.model_dump()
+    return Origins(source.files, contents, job.workspace, reading, settings.layer, settings.duplicate_genes)
+
+
+def _spread(job: Job, run: RunConfig, source, cells) -> FileParts | None:
+    """How the passes over several files are made; None for one file, which is read from its beginning to its end."""
+    if not source.files:
+        return None
+    return FileParts(job, cells, _origins(job, run, source), run.data_module.transform_kwargs.num_workers)
 
 
 def _refuse_changed(uri: str, planned: dict[str, Any]) -> None:
@@ -125,15 +156,16 @@ def check(job: Job, on_progress: Progress) -> dict[str, Any]:
     chain = _chain(job, run, source)  # names and arguments of the steps
     if source.files:
         files = look_at_files(
+            job,
             run,
             _local_files(job, source, run.data_module.transform_kwargs),
-            job.inputs,
             source,
-            job.run_dir / "source",
+            _origins(job, run, source),
             _counts_needed(run, source),
             chain if is_for_model(job) else None,
         )
-        cells = files.cells
+        _hold(job, files.cells)
+        cells = files.cells = copy.copy(files.cells)
         cells.obs = with_gathered_columns(cells.obs, run.label_columns, source.place)
     else:
         run, source, cells = _open(job)
@@ -210,7 +242,8 @@ def vocabulary(job: Job, on_progress: Progress) -> dict[str, Any]:
     if is_for_model(job):
         genes = chain.fitted_genes(cells.var_names)
     else:
-        genes = with_target_genes(run, cells.obs, chain.vocabulary_genes(cells, _fit_rows(job, run)))
+        spread = _spread(job, run, source, cells)
+        genes = with_target_genes(run, cells.obs, chain.vocabulary_genes(cells, _fit_rows(job, run), spread))
     write_json_atomic(job.staging / "transforms.json", chain.to_json())
     vocabularies, summary = make_vocabularies(run, genes, chain.n_values, _fixed(run, chain))
     if summary["unknown"]:
@@ -252,8 +285,9 @@ def transform(job: Job, on_progress: Progress) -> dict[str, Any]:
     keep_counts = logs or _counts_needed(run, source)
     report = chain.run(
         cells, None, file, {column: assigned, **names_column(run, cells.obs)}, keep_counts=keep_counts, fitted=True, row_filters=not is_for_model(job),
-        layer="log_normalised" if logs else "counts",
+        layer="log_normalised" if logs else "counts", spread=_spread(job, run, source, cells),
     )  # fmt: skip
+    remove_parts(job)
     if logs:
         report.notes.append(LOG_NORMALISED)
     for step, count in report.dropped_cells.items():
@@ -296,6 +330,7 @@ def publish(job: Job, on_progress: Progress) -> dict[str, Any]:
     plan = resolve_split(run)
     named = {"split_artefact": publish_named(job, plan.name)} if plan.name else {}
     artefact = publish_staged(job, summary)
+    _held.clear()
     copies = place_copies(run, artefact.local())
     shutil.rmtree(job.run_dir / "source", ignore_errors=True)
     links = finish_tracking(job, artefact, files=["report.json", "gene_report.json", "split.json", "label_dict.json"])

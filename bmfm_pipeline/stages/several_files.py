@@ -11,32 +11,26 @@ from typing import Any
 import numpy as np
 
 from bmfm_pipeline.config import RunConfig
-from bmfm_pipeline.data.gene_report import GeneReport, report_genes
-from bmfm_pipeline.data.sources import CellSource, check_source, open_source
-from bmfm_pipeline.data.sources.checks import SHOWN, UNUSABLE
-from bmfm_pipeline.data.sources.several import FILE_COLUMN, SeveralFiles
+from bmfm_pipeline.data.gene_report import GeneReport
+from bmfm_pipeline.data.sources.several import FILE_COLUMN, MOST_PIECES, SeveralFiles, spans
 from bmfm_pipeline.data.transforms import Chain, build_chain
 from bmfm_pipeline.errors import DataError
+from bmfm_pipeline.stages.fanning import group_name
+from bmfm_pipeline.stages.file_checks import GeneTotals, Look, joined_values
 from bmfm_pipeline.stages.file_table import selection_in_words
-from bmfm_pipeline.stages.gene_names import (
-    advice,
-    chain_steps,
-    check_gene_names,
-    compared_with,
-    has_floor,
-    merges_genes,
-)
+from bmfm_pipeline.stages.gene_names import chain_steps, merges_genes
+from bmfm_pipeline.stages.jobs import Job
+from bmfm_pipeline.stages.parts import Origins, map_writing
 from bmfm_pipeline.storage import read_json, write_json_atomic
 
 logger = logging.getLogger(__name__)
 PLACE = "data_module.transform_kwargs"
 LIMIT = f"{PLACE}.max_share_of_files_set_aside"
 FILES = "files.json"
+# Files are looked at in groups of so many bytes at least: each costs the preparation of the chain.
+BYTES_PER_GROUP = 16 << 20
 # Share of the counts of a file that may be lost because another file has named a column alike.
 LOST_BY_JOINING = 0.001
-_LOSSES = 5
-# What reading a file raises whose parts are missing or do not fit.
-_DAMAGED = (OSError, KeyError, ValueError)
 
 
 @dataclass
@@ -47,7 +41,7 @@ class CheckedFiles:
     values: dict[str, Any]
     rows: list[dict[str, Any]]
     set_aside: list[dict[str, Any]]
-    totals: list[Path]
+    totals: GeneTotals
     notes: list[str] = field(default_factory=list)
     selection: dict[str, Any] = field(default_factory=dict)
 
@@ -58,8 +52,8 @@ class CheckedFiles:
         """
         known = np.array([fate.category in ("matched", "renamed", "merged") for fate in genes.fates])
         lost = []
-        for number, row in enumerate(self.rows):
-            columns, totals = self.cells.columns_of(number), np.load(self.totals[number])
+        for number, (row, totals) in enumerate(zip(self.rows, self.totals, strict=True)):
+            columns = self.cells.columns_of(number)
             share = float(totals[known[columns]].sum() / totals.sum()) if totals.any() else 0.0
             if row["share_of_counts_kept"] - share > LOST_BY_JOINING:
                 worst = sorted(np.flatnonzero(~known[columns]), key=lambda at: -totals[at])[:3]
@@ -107,11 +101,11 @@ class CheckedFiles:
 
 
 def look_at_files(
+    job: Job,
     run: RunConfig,
     files: Mapping[str, Path | DataError],
-    inputs: dict[str, Any],
     source,
-    scratch: Path,
+    origins: Origins,
     need_counts: bool,
     fitted: Chain | None = None,
 ) -> CheckedFiles:
@@ -123,129 +117,38 @@ def look_at_files(
     """
     settings = run.data_module.transform_kwargs
     chain = fitted or build_chain(chain_steps(run))
-    reports = _GeneReports(chain, *compared_with(run))
-    stays: dict[str, CellSource] = {}
-    rows, aside, totals = [], [], []
-    values: dict[str, Any] = {}
+    scratch = job.run_dir / "source"
     scratch.mkdir(parents=True, exist_ok=True)
-    for number, (name, path) in enumerate(files.items()):
-        row: dict[str, Any] = {"file": name, "path": str(source.files[name])}
-        try:
-            if isinstance(path, DataError):
-                raise path
-            cells = open_source(path, settings.layer, settings.duplicate_genes, scratch)
-            row |= {"cells": cells.n_cells, "genes": cells.n_genes}
-            if fitted is None:
-                _show_tables(cells, chain)
-            found = _look_at(run, cells, chain, need_counts)
-            if len(files) == 1:
-                check_gene_names(run, chain, cells, found["gene_totals"], inputs)
-            genes = reports.of(cells, found["gene_totals"])
-        except (DataError, *_DAMAGED) as error:
-            if len(files) == 1:
-                raise
-            aside.append(
-                {**row, "reason": _reason(error, source.files[name], path), "largest_losses": [], "advice": []}
-            )
-            continue
-        row |= _numbers(found, genes)
-        short = genes.shortfall(settings.gene_names.min_share_of_counts) if has_floor(run, chain) else None
-        if short is not None:
-            aside.append({**row, "reason": _gene_reason(short, genes), "advice": advice(run, genes, cells)})
-        else:
-            totals.append(scratch / f"totals-{number}.npy")
-            np.save(totals[-1], found["gene_totals"])
-            _add_up(values, found)
-            rows.append(row)
-            stays[name] = cells
-        cells.forget_tables()
+    alone = job.inputs if len(files) == 1 else None
+    look = Look(run, chain, fitted is not None, need_counts, scratch, alone)
+    sizes = [path.stat().st_size if isinstance(path, Path) and path.exists() else 0 for path in files.values()]
+    groups = [list(files)[start:stop] for start, stop in spans(sizes, MOST_PIECES, BYTES_PER_GROUP)]
+    items = [([(name, files[name]) for name in some], origins.of(some)) for some in groups]
+    names = [f"check {group_name(list(origin.uris))}" for _, origin in items]
+    found = map_writing(job, "totals", look, items, names, settings.num_workers, ".npz")
+    rows = [row for looked, _ in found for row in looked.rows]
+    aside = [row for looked, _ in found for row in looked.set_aside]
     _refuse_too_many(aside, len(files), settings.max_share_of_files_set_aside, source.place)
     for entry in aside:
         entry.pop("advice")
     for line in said_once([(entry["file"], entry["reason"]) for entry in aside]):
         logger.warning("set aside with all of its cells: %s", line)
+    stays = {
+        name: cells if cells.path.exists() else origins.open(name, cells.path, scratch)
+        for looked, _ in found
+        for name, cells in looked.sources.items()
+    }
     joined = SeveralFiles(stays, settings.cell_names, source.place, source.about)
+    totals = GeneTotals([(path, len(looked.rows)) for looked, path in found])
+    values = joined_values([looked.values for looked, _ in found if looked.rows])
     values["gene_totals"] = np.zeros(joined.n_genes)
-    for number, path in enumerate(totals):
-        values["gene_totals"] += np.bincount(joined.columns_of(number), np.load(path), joined.n_genes)
+    for number, of_file in enumerate(totals):
+        values["gene_totals"] += np.bincount(joined.columns_of(number), of_file, joined.n_genes)
     notes = _differences(rows, chain)
     notes += selection_in_words(source.selection) if source.selection else []
     for note in notes:
         logger.warning("%s", note)
     return CheckedFiles(joined, values, rows, aside, totals, notes, source.selection)
-
-
-class _GeneReports:
-    """Gene reports of one file after another. Files with the same names have the same fates, unless counts decide."""
-
-    def __init__(self, chain: Chain, vocabulary: str, known: list[str] | None):
-        self.chain, self.vocabulary, self.known = chain, vocabulary, known
-        self._counts_decide = any(step.gives_names and step.needs_pass for _, step in chain.steps)
-        self._last: tuple[list[str], str, GeneReport] | None = None
-
-    def of(self, cells: CellSource, totals: np.ndarray) -> GeneReport:
-        names, maps = list(cells.var_names), self._maps()
-        if self._last is None or self._counts_decide or self._last[:2] != (names, maps):
-            self._last = names, maps, report_genes(self.chain, names, totals, self.vocabulary, self.known)
-        return self._last[2].recount(totals)
-
-    def _maps(self) -> str:
-        """What steps took from the var table of the file that they looked at last."""
-        return repr([getattr(step, "map_", None) for _, step in self.chain.steps])
-
-
-def _show_tables(cells: CellSource, chain: Chain) -> None:
-    for _, step in chain.steps:
-        if step.gives_names:
-            step.look_at(cells)
-
-
-def _look_at(run: RunConfig, cells: CellSource, chain: Chain, need_counts: bool) -> dict[str, Any]:
-    """What check_source finds in one file."""
-    merges = merges_genes(chain)
-    duplicates = "sum" if merges else run.data_module.transform_kwargs.duplicate_genes
-    logs = not need_counts and run.data_module.transform_kwargs.input_values == "log_normalised"
-    return check_source(cells, need_counts=need_counts, log_normalised=logs, duplicate_genes=duplicates)
-
-
-def _numbers(found: dict[str, Any], genes: GeneReport) -> dict[str, Any]:
-    return {
-        **{key: found[key] for key in ("matrix", "whole_values", "cells_without_counts", "max", "total")},
-        "naming": str(genes.naming),
-        "name_kind": genes.naming.kind,
-        "genes_known": len({fate.target for fate in genes.known}),
-        "share_of_counts_kept": genes.share_of_counts,
-        "gene_names": dict(Counter(fate.category for fate in genes.fates)),
-        "largest_losses": genes.largest_losses(_LOSSES),
-    }
-
-
-def _add_up(values: dict[str, Any], found: dict[str, Any]) -> None:
-    """Take what a file holds into what all hold, in place."""
-    for key in ("cells_without_counts", "total"):
-        values[key] = values.get(key, 0) + found[key]
-    examples = values.get("cells_without_counts_examples", []) + found["cells_without_counts_examples"]
-    values["cells_without_counts_examples"] = examples[:SHOWN]
-    values["max"] = max(values.get("max", 0.0), found["max"])
-    values["whole_values"] = values.get("whole_values", True) and found["whole_values"]
-
-
-def _reason(error: Exception, *places: str | Path) -> str:
-    """What is wrong with a file in one line, without its own name, as `places` spell it."""
-    if isinstance(error, _DAMAGED):
-        return f"could not be read ({type(error).__name__}: {error}); write the file again"
-    text = str(error)
-    for place in places:
-        text = text.removeprefix(f"{place}")
-    text = text.removeprefix(UNUSABLE).removeprefix(":")
-    return "; ".join(line.strip().removeprefix("- ") for line in text.splitlines() if line.strip())
-
-
-def _gene_reason(short: str, genes: GeneReport) -> str:
-    losses = ", ".join(
-        f"{fate.name} {fate.counts / genes.total if genes.total else 0:.1%}" for fate in genes.losses[:_LOSSES]
-    )
-    return f"{short}; its names look like {genes.naming}; largest losses: {losses}"
 
 
 def said_once(found: list[tuple[str, str]], most: int = 20) -> list[str]:

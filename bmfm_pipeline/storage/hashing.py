@@ -1,8 +1,11 @@
 """Content hashes of files, folders and plain values; large inputs are read once and remembered."""
 
+import contextlib
 import hashlib
 import json
 import sqlite3
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,8 @@ from bmfm_pipeline.storage.remote import RemoteObject, objects_at, read_bytes
 from bmfm_pipeline.storage.uris import is_remote, local_path
 
 _BLOCK = 1 << 20
+# Seconds between writes of a memo that many files are looked up in: each waits for the disk.
+_WRITE_EVERY = 1.0
 
 
 def hash_bytes(data: bytes) -> str:
@@ -45,6 +50,9 @@ class ContentMemo:
 
     def __init__(self, file: Path | None):
         self.file = file
+        self._held: sqlite3.Connection | None = None
+        self._pending: list[tuple[str, str, str]] = []
+        self._written = 0.0
 
     def _open(self) -> sqlite3.Connection | None:
         if self.file is None:
@@ -57,6 +65,25 @@ class ContentMemo:
         except (sqlite3.Error, OSError):  # a memo that cannot be kept only costs time
             return None
 
+    @contextlib.contextmanager
+    def for_many(self) -> Iterator["ContentMemo"]:
+        """While inside, the file is open and written once a second, not once for each of thousands of files."""
+        self._held, self._written = self._open(), time.monotonic()
+        try:
+            yield self
+        finally:
+            held, self._held = self._held, None
+            if held is not None:
+                with contextlib.suppress(sqlite3.Error):
+                    self._write(held)
+                held.close()
+
+    def _write(self, connection: sqlite3.Connection) -> None:
+        """All rows in one short transaction: others wait for the file while one is open."""
+        rows, self._pending, self._written = self._pending, [], time.monotonic()
+        with connection:
+            connection.executemany("INSERT OR REPLACE INTO hashes VALUES (?, ?, ?)", rows)
+
     def hash_anew(self, path: str | Path) -> str:
         """The sha256 of the bytes as they are now: what is remembered is replaced, for a disk can change them and not their date."""
         return self.hash_file(Path(path), anew=True)
@@ -64,7 +91,7 @@ class ContentMemo:
     def hash_file(self, path: Path, *, anew: bool = False) -> str:
         path = Path(path).absolute()
         stamp = repr(_stamp(path))
-        connection = self._open()
+        connection = self._held or self._open()
         if connection is None:
             return hash_file(path)
         try:
@@ -74,13 +101,15 @@ class ContentMemo:
             if row and not anew:
                 return row[0]
             digest = hash_file(path)
-            with connection:
-                connection.execute("INSERT OR REPLACE INTO hashes VALUES (?, ?, ?)", (str(path), stamp, digest))
+            self._pending.append((str(path), stamp, digest))
+            if connection is not self._held or time.monotonic() - self._written >= _WRITE_EVERY:
+                self._write(connection)
             return digest
         except sqlite3.Error:
             return hash_file(path)
         finally:
-            connection.close()
+            if connection is not self._held:
+                connection.close()
 
 
 def content_hash(uri: str | Path, memo: ContentMemo | None = None) -> str:

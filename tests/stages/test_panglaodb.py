@@ -114,7 +114,11 @@ def test_a_conversion_is_done_once_and_in_pieces_that_travel(studies, monkeypatc
 
     with spread_by(elsewhere):
         preprocess("seed.seed_value=5")
-    assert pieces[:3] == ["SRA1_SRS1 and 1 more", "SRA2_SRS3 and 1 more", "SRA4_SRS5 and 1 more"]
+    assert pieces[:3] == [
+        "convert SRA1_SRS1 and 1 more",
+        "convert SRA2_SRS3 and 1 more",
+        "convert SRA4_SRS5 and 1 more",
+    ]
 
     def refuse(*arguments):
         raise AssertionError("converted again")

@@ -130,6 +130,22 @@ def test_a_remembered_hash_is_dropped_when_the_file_changes(tmp_path):
     assert content_hash(file, memo) != first
 
 
+def test_many_hashes_are_remembered_without_keeping_others_from_the_memo(tmp_path, monkeypatch):
+    for name in "abc":
+        (tmp_path / name).write_text(name)
+    place = tmp_path / "memo.sqlite"
+    with pytest.raises(KeyboardInterrupt), ContentMemo(place).for_many() as memo:
+        found = [content_hash(tmp_path / name, memo) for name in "ab"]
+        other = ContentMemo(place)
+        other.hash_file(tmp_path / "c")  # another process writes meanwhile
+        with monkeypatch.context() as patch:
+            patch.setattr("bmfm_pipeline.storage.hashing.hash_file", None)
+            assert other.hash_file(tmp_path / "c")
+        raise KeyboardInterrupt
+    monkeypatch.setattr("bmfm_pipeline.storage.hashing.hash_file", None)  # nothing is read again
+    assert [content_hash(tmp_path / name, ContentMemo(place)) for name in "ab"] == found
+
+
 def test_a_missing_input_is_an_error_that_names_it(tmp_path):
     with pytest.raises(StorageError, match=r"nowhere\.h5ad: does not exist"):
         content_hash(tmp_path / "nowhere.h5ad")

@@ -257,7 +257,7 @@ class CellSource:
         """The rows of the open column-major matrix `node`, made when first asked for."""
         from bmfm_pipeline.data.sources.transposition import transpose
 
-        if self._rows is None:
+        if self._rows is None or not self._rows.path.exists():
             folder = self._scratch
             if folder is None:
                 folder = tempfile.mkdtemp(prefix="bmfm-rows-")

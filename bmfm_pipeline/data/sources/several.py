@@ -14,6 +14,20 @@ from bmfm_pipeline.errors import DataError
 FILE_COLUMN, FILE_COLUMN_OF_DATA = "file", "original_file"
 PREFIX_END = ":"
 SHOWN = 5
+# Thousands of files are read in so many groups at most, and in groups of so many cells at least: each costs its preparation.
+MOST_PIECES, CELLS_PER_PIECE = 64, 4000
+
+
+def spans(sizes: Sequence[float], most: int, least: float = 0) -> list[tuple[int, int]]:
+    """(start, stop) of groups of neighbours whose `sizes` add up to a share of 1/`most`, and to `least`."""
+    enough = max(sum(sizes) / most, least)
+    found, start, total = [], 0, 0.0
+    for at, size in enumerate(sizes):
+        total += size
+        if total >= enough or at == len(sizes) - 1:
+            found.append((start, at + 1))
+            start, total = at + 1, 0.0
+    return found
 
 
 class SeveralFiles:
@@ -42,14 +56,9 @@ class SeveralFiles:
         self._firsts = np.cumsum([0, *(source.n_cells for source in self.sources)])
 
     @cached_property
-    def _genes(self) -> tuple[list[np.ndarray], list[str], list[bool], list[bool]]:
-        """(place of each gene of each file among all, names of all, whether a file has its genes in that order, or as they are)."""
-        columns, names = _joined_genes(self.sources)
-        rises = [bool((np.diff(table) > 0).all()) for table in columns]
-        same = [
-            up and (len(table) == 0 or table[-1] == len(table) - 1) for up, table in zip(rises, columns, strict=True)
-        ]
-        return columns, names, rises, same
+    def _genes(self) -> tuple[list[np.ndarray], list[str]]:
+        """(place of each gene of each file among all, names of all)."""
+        return _joined_genes(self.sources)
 
     @property
     def var_names(self) -> list[str]:
@@ -134,20 +143,63 @@ class SeveralFiles:
 
     def iter_chunks(self, rows_per_chunk: int | None = None) -> Iterator[tuple[int, "object"]]:
         """Yield (first row, scipy CSR float32 with sorted indices and no stored zeros) over the cells of all files."""
-        for number, source in enumerate(self.sources):
-            for start, chunk in source.iter_chunks(rows_per_chunk):
-                yield int(self._firsts[number]) + start, self._placed(number, chunk)
-            source.forget_tables()
+        yield from self._piece(0, len(self.sources)).iter_chunks(rows_per_chunk)
 
-    def _placed(self, number: int, chunk):
+    def pieces(self) -> list["FilesPiece"]:
+        """The files in groups of neighbours, for passes that are made in parts; rows keep the numbers that they have among all."""
+        sizes = [source.n_cells for source in self.sources]
+        return [self._piece(start, stop) for start, stop in spans(sizes, MOST_PIECES, CELLS_PER_PIECE)]
+
+    def _piece(self, start: int, stop: int) -> "FilesPiece":
+        columns, names = self._genes
+        return FilesPiece(
+            self.names[start:stop], self.sources[start:stop], columns[start:stop], names, int(self._firsts[start])
+        )
+
+
+class FilesPiece:
+    """Some neighbouring files of several, as a source for the passes of a chain: the genes are those of all files.
+
+    `first_row` is the number of its first cell among all, and chunks are numbered so. columns[i]: the place among all genes of each
+    gene of file i. It can be sent to another process, which opens the files itself.
+    """
+
+    def __init__(
+        self,
+        names: list[str],
+        sources: list[CellSource],
+        columns: list[np.ndarray],
+        var_names: list[str],
+        first_row: int,
+    ):
+        self.names, self.sources, self.var_names, self.first_row = names, sources, var_names, first_row
+        self._columns = columns
+        self.n_cells = sum(source.n_cells for source in sources)
+
+    @property
+    def where(self) -> str:
+        """The matrix as it is called in messages."""
+        return ", ".join(dict.fromkeys(source.where for source in self.sources))
+
+    def iter_chunks(self, rows_per_chunk: int | None = None) -> Iterator[tuple[int, "object"]]:
+        """Yield (first row, scipy CSR float32 with sorted indices and no stored zeros) over the cells of these files."""
+        first = self.first_row
+        for source, columns in zip(self.sources, self._columns, strict=True):
+            rises = bool((np.diff(columns) > 0).all())
+            same = rises and (len(columns) == 0 or columns[-1] == len(columns) - 1)
+            for start, chunk in source.iter_chunks(rows_per_chunk):
+                yield first + start, self._placed(chunk, None if same else columns, rises)
+            source.forget_tables()
+            first += source.n_cells
+
+    def _placed(self, chunk, columns: np.ndarray | None, rises: bool):
         """The rows of a file among the genes of all."""
         from scipy import sparse
 
-        columns, _, rises, same = self._genes
-        placed = sparse.csr_matrix((chunk.shape[0], self.n_genes), dtype=chunk.dtype)
+        placed = sparse.csr_matrix((chunk.shape[0], len(self.var_names)), dtype=chunk.dtype)
         placed.data, placed.indptr = chunk.data, chunk.indptr
-        placed.indices = chunk.indices if same[number] else columns[number][chunk.indices]
-        placed.has_sorted_indices = rises[number]
+        placed.indices = chunk.indices if columns is None else columns[chunk.indices]
+        placed.has_sorted_indices = rises
         placed.sort_indices()
         placed.has_canonical_format = True
         return placed

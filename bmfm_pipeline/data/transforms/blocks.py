@@ -1,5 +1,7 @@
 """A block of cells under way through a chain: the values that steps change, and the counts they started from."""
 
+from dataclasses import dataclass
+
 import numpy as np
 from scipy import sparse
 
@@ -9,6 +11,27 @@ from bmfm_pipeline.data.transforms.columns import ColumnMap, take_columns
 _MANY = 300_000
 # Share of dropped rows from which it pays to close the gaps before the chain's end.
 _GAPS = 0.25
+
+
+@dataclass
+class StepCount:
+    """What one step left: cells, genes, and raw counts of what is left."""
+
+    step: str
+    cells: int = 0
+    genes: int = 0
+    counts: float = 0.0
+
+    def add(self, block: "Block", genes: int) -> None:
+        self.cells += block.n_cells
+        self.genes = genes
+        self.counts += block.total
+
+    def take(self, other: "StepCount") -> None:
+        """Add what the same step left of other cells."""
+        self.cells += other.cells
+        self.genes = other.genes
+        self.counts += other.counts
 
 
 class Block:

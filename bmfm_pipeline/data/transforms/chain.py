@@ -1,5 +1,7 @@
 """Run a chain over a source in chunks: fit what needs a pass, then write the processed file. Memory does not grow with cells."""
 
+import contextlib
+import functools
 import itertools
 import time
 from collections.abc import Iterable, Iterator
@@ -12,31 +14,26 @@ from pydantic import ValidationError
 from scipy import sparse
 
 from bmfm_pipeline.config.strict import readable
-from bmfm_pipeline.data.processed import ProcessedWriter, Spool, SpooledMatrix
+from bmfm_pipeline.data.processed import ProcessedWriter, Spool
 from bmfm_pipeline.data.transforms.binning import Bin
-from bmfm_pipeline.data.transforms.blocks import Block
+from bmfm_pipeline.data.transforms.blocks import Block, StepCount
 from bmfm_pipeline.data.transforms.columns import ColumnMap, take_columns
+from bmfm_pipeline.data.transforms.parts import (
+    Part,
+    Spread,
+    Writing,
+    joined_counts,
+    observe_part,
+    seen_part,
+    write_part,
+    write_part_file,
+)
 from bmfm_pipeline.data.transforms.registry import STEPS
 from bmfm_pipeline.data.transforms.steps import Log, NormalizeTotal, Step
 from bmfm_pipeline.data.transforms.tpm import TPMNormalization
 from bmfm_pipeline.data.transforms.variable_genes import HighlyVariableGenes
 from bmfm_pipeline.errors import ConfigError, DataError, did_you_mean
 from bmfm_pipeline.storage import disk_errors
-
-
-@dataclass
-class StepCount:
-    """What one step left: cells, genes, and raw counts of what is left."""
-
-    step: str
-    cells: int = 0
-    genes: int = 0
-    counts: float = 0.0
-
-    def add(self, block: Block, genes: int) -> None:
-        self.cells += block.n_cells
-        self.genes = genes
-        self.counts += block.total
 
 
 @dataclass
@@ -123,25 +120,26 @@ class Chain:
             names = after
         return prepared
 
-    def _blocks(
+    def blocks(
         self,
         source,
-        upto: int,
+        upto: int | None = None,
         rows: np.ndarray | None = None,
         counter: list[StepCount] | None = None,
         obs_columns: dict[str, np.ndarray] | None = None,
         row_filters: bool = True,
     ) -> Iterator[Block]:
-        """Each chunk of the source after the first `upto` steps; of `rows` only when given."""
-        prepared = self._prepared(upto, source.var_names)
-        wanted = None
-        if rows is not None:
-            wanted = np.zeros(source.n_cells, dtype=bool)
-            wanted[rows] = True
+        """Each chunk of the source, or of some files of one, after the first `upto` steps (None: all).
+
+        `rows`: boolean (cells of the source,), those to keep. What steps leave is added to `counter`, and columns that they add to obs
+        to `obs_columns`, (cells of the source,) each.
+        """
+        prepared = self._prepared(len(self.steps) if upto is None else upto, source.var_names)
+        first = getattr(source, "first_row", 0)
         for start, chunk in source.iter_chunks():
             block = Block(start, chunk)
-            if wanted is not None:
-                block.keep(wanted[block.numbers])
+            if rows is not None:
+                block.keep(rows[block.numbers - first])
             if counter is not None:
                 counter[0].add(block, len(source.var_names))
             for position, (step, seen, columns, after) in enumerate(prepared):
@@ -149,7 +147,8 @@ class Chain:
                     block.keep(step.keep_cells(block.values, seen))
                 if obs_columns is not None:
                     for column, added in step.obs_columns(block.values, seen).items():
-                        obs_columns.setdefault(column, np.full(source.n_cells, np.nan))[block.numbers] = added
+                        of_all = obs_columns.setdefault(column, np.full(source.n_cells, np.nan))
+                        of_all[block.numbers - first] = added
                 if step.changes_values:
                     block.values = step.values(block.own_values(), seen)
                 block.take(columns)
@@ -163,18 +162,29 @@ class Chain:
         for _, step in self.steps:
             step.look_at(source)
 
-    def fit(self, source, rows: np.ndarray | None) -> None:
-        """Let every step that needs it see the cells `rows` (None: all), after the steps before it; each pass reads the file once."""
+    def fit(self, source, rows: np.ndarray | None, spread: Spread | None = None) -> None:
+        """Let every step that needs it see the cells `rows` (None: all), after the steps before it; each pass reads the file once.
+
+        `spread`: several files are read in parts, wherever it says. Sums of numbers with fractions are then added up in another order.
+        """
         self.look_at(source)
+        wanted = None
+        if rows is not None:
+            wanted = np.zeros(source.n_cells, dtype=bool)
+            wanted[rows] = True
         for position, (_, step) in enumerate(self.steps):
             again = step.needs_pass
             while again:
-                names = self._names_after(position, source.var_names)
-                for block in self._blocks(source, position, rows):
-                    step.observe_rows(block.values, names, block.numbers)
+                names = self.names_after(position, source.var_names)
+                if spread is None:
+                    observe_part(self, position, source, wanted)
+                else:
+                    for seen in spread.each(functools.partial(seen_part, self, position), wanted):
+                        step.add(seen)
                 again = bool(step.finish(names))
 
-    def _names_after(self, upto: int, names: list[str]) -> list[str]:
+    def names_after(self, upto: int, names: list[str]) -> list[str]:
+        """Gene names after the first `upto` steps."""
         return self._prepared(upto, names)[-1][3] if upto else names
 
     def gene_names(self, names: list[str]) -> list[str]:
@@ -184,14 +194,14 @@ class Chain:
                 names, _ = step.genes(names)
         return names
 
-    def vocabulary_genes(self, source, rows: np.ndarray | None) -> list[str]:
+    def vocabulary_genes(self, source, rows: np.ndarray | None, spread: Spread | None = None) -> list[str]:
         """Gene names of the processed file, fitted on `rows` (None: all)."""
-        self.fit(source, rows)
-        return self._names_after(len(self.steps), source.var_names)
+        self.fit(source, rows, spread)
+        return self.names_after(len(self.steps), source.var_names)
 
     def fitted_genes(self, names: list[str]) -> list[str]:
         """Gene names that a fitted chain leaves of `names`."""
-        return self._names_after(len(self.steps), names)
+        return self.names_after(len(self.steps), names)
 
     def run(
         self,
@@ -204,69 +214,69 @@ class Chain:
         keep_empty: bool = False,
         fitted: bool = False,
         row_filters: bool = True,
+        spread: Spread | None = None,
     ) -> TransformReport:
         """Fit on `rows` (numbers of source rows, None: all) unless `fitted`, then write `out_path` in one pass over the source.
 
         `obs_extra` are columns to add to obs, one value per source row. Cells without any value left are dropped and counted,
         unless `keep_empty`. `keep_counts` stores the source's values of the kept cells and genes as layers[`layer`]; values
         that are no whole numbers are left out of "counts" and noted. Without `row_filters`, for cells of other data than the chain was fitted to, steps
-        leave out no cell, and what was fitted is taken as it is. Raises DataError when nothing is left.
+        leave out no cell, and what was fitted is taken as it is. `spread`: several files are read in parts, wherever it says. Raises
+        DataError when nothing is left.
         """
         began = time.perf_counter()
         if fitted:
             if row_filters:
                 self.look_at(source)
         else:
-            self.fit(source, rows)
-        added: dict[str, np.ndarray] = {}
-        counter = [
-            StepCount("input"),
-            *(StepCount(_title(name, step)) for name, step in self.steps),
-            *([] if keep_empty else [StepCount("drop cells without values")]),
-        ]
-        names = self._names_after(len(self.steps), source.var_names)
-        kept, same_places = [], True
-        values, counts = SpooledMatrix(), SpooledMatrix()
-        notes: list[str] = []
-        with disk_errors(out_path), Spool(Path(out_path).parent) as spool:
-            for block in self._blocks(
-                source, len(self.steps), counter=counter, obs_columns=added, row_filters=row_filters
-            ):
-                block.drop_zeros()
-                if not keep_empty:
-                    block.keep(np.diff(block.values.indptr) > 0)
-                    counter[-1].add(block, len(names))
-                    block.settle()
-                kept.append(block.numbers)
-                spool.add(values, block.values)
-                if keep_counts:
-                    shared = block.shares_structure
-                    spool.add(counts, block.counts, like=values if shared else None)
-                    same_places = same_places and shared
-                    if layer == "counts" and counts.data[-1][2].kind == "f":
-                        keep_counts = False
-                        notes.append(
-                            f"{source.where} holds values that are no counts, so layers['counts'] was left out"
-                        )
-            rows_kept = np.concatenate(kept) if kept else np.array([], dtype=np.int64)
-            report = _report(counter, source, rows_kept)
-            report.notes += notes
-            if source.unused:
-                report.notes.append(f"not carried over from the input: {', '.join(source.unused)}")
-            if not len(rows_kept) or not names:
-                lines = "; ".join(f"{entry.step}: {entry.cells} cells, {entry.genes} genes" for entry in counter)
-                raise DataError(
-                    f"{source.path}: no cell is left after the transforms ({lines}); loosen the filter that removed them"
-                )
-            obs = source.obs.iloc[rows_kept].copy()
-            for name, column in [*added.items(), *obs_extra.items()]:
-                obs[name] = np.asarray(column)[rows_kept]
-            with ProcessedWriter(out_path, obs, names, (len(rows_kept), len(names))) as writer:
-                writer.copy("X", spool, values)
-                if keep_counts:
-                    writer.copy(f"layers/{layer}", spool, counts, like="X" if same_places else None)
+            self.fit(source, rows, spread)
+        writing = Writing(keep_counts, layer, keep_empty, row_filters)
+        with disk_errors(out_path), contextlib.ExitStack() as stack:
+            if spread is None:
+                spools = [stack.enter_context(Spool(Path(out_path).parent))]
+                parts = [write_part(self, writing, source, spools[0])]
+            else:
+                found = spread.write(functools.partial(write_part_file, self, writing))
+                parts = [part for part, _ in found]
+                spools = [stack.enter_context(Spool.opened(path)) for _, path in found]
+            report = self._write(source, parts, spools, out_path, obs_extra, writing)
         report.seconds = time.perf_counter() - began
         return report
+
+    def _write(
+        self, source, parts: list[Part], spools: list[Spool], out_path: Path, obs_extra, writing: Writing
+    ) -> TransformReport:
+        """Join the parts, each in its spool, into the processed file."""
+        names = self.names_after(len(self.steps), source.var_names)
+        rows_kept = np.concatenate([part.numbers for part in parts])
+        counter = joined_counts(parts)
+        report = _report(counter, source, rows_kept)
+        if any(part.fractions for part in parts):
+            report.notes.append(f"{source.where} holds values that are no counts, so layers['counts'] was left out")
+        if source.unused:
+            report.notes.append(f"not carried over from the input: {', '.join(source.unused)}")
+        if not len(rows_kept) or not names:
+            lines = "; ".join(f"{entry.step}: {entry.cells} cells, {entry.genes} genes" for entry in counter)
+            raise DataError(
+                f"{source.path}: no cell is left after the transforms ({lines}); loosen the filter that removed them"
+            )
+        obs = source.obs.iloc[rows_kept].copy()
+        for name in parts[0].added:
+            obs[name] = np.concatenate([part.added[name] for part in parts])
+        for name, column in obs_extra.items():
+            obs[name] = np.asarray(column)[rows_kept]
+        with ProcessedWriter(out_path, obs, names, (len(rows_kept), len(names))) as writer:
+            writer.copy("X", [(spool, part.values) for spool, part in zip(spools, parts, strict=True)])
+            if all(part.counts is not None for part in parts):
+                like = "X" if all(part.same_places for part in parts) else None
+                counts = [(spool, part.counts) for spool, part in zip(spools, parts, strict=True)]
+                writer.copy(f"layers/{writing.layer}", counts, like=like)
+        return report
+
+    def counter(self, keep_empty: bool = False) -> list[StepCount]:
+        """Nothing counted yet: the input, every step, and the cells without values that are dropped at last unless `keep_empty`."""
+        titles = ["input", *(step_title(name, step) for name, step in self.steps)]
+        return [StepCount(title) for title in [*titles, *([] if keep_empty else ["drop cells without values"])]]
 
     def apply(self, cells: sparse.csr_matrix, names: list[str]) -> tuple[sparse.csr_matrix, list[str]]:
         """Gene mapping and fitted value transforms for new cells (CSR float32), without any row filter: every cell keeps its row."""
@@ -332,7 +342,7 @@ class Chain:
         return chain
 
 
-def _title(name: str, step: Step) -> str:
+def step_title(name: str, step: Step) -> str:
     arguments = {
         key: value
         for key, value in step.model_dump(exclude_none=True, exclude_defaults=True).items()

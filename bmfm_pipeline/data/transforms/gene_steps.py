@@ -90,12 +90,21 @@ class ChangeExpressionLevel(Step):
     levels_: dict[str, float] | None = Field(None, exclude=True)
 
     def observe(self, chunk: sparse.csr_matrix, names: list[str]) -> None:
-        self.levels_ = self.levels_ or {}
         for gene, column in _columns(self.gene_perturbations, names, "ChangeExpressionLevelTransform").items():
             values = chunk[:, [column]].toarray().ravel()
-            best = np.max if self.gene_perturbations[gene] == "positive" else np.min
             if len(values):
-                self.levels_[gene] = float(best([best(values), self.levels_.get(gene, best(values))]))
+                self.add({gene: float(self._best(gene)(values))})
+
+    def _best(self, gene: str):
+        return max if self.gene_perturbations[gene] == "positive" else min
+
+    def seen(self) -> dict[str, float]:
+        levels, self.levels_ = self.levels_ or {}, None
+        return levels
+
+    def add(self, seen: dict[str, float]) -> None:
+        levels = self.levels_ or {}
+        self.levels_ = levels | {gene: self._best(gene)(level, levels.get(gene, level)) for gene, level in seen.items()}
 
     def values(self, chunk: sparse.csr_matrix, names: list[str]) -> sparse.csr_matrix:
         columns = _columns(self.gene_perturbations, names, "ChangeExpressionLevelTransform")

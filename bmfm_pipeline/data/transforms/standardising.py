@@ -11,7 +11,7 @@ from scipy import sparse
 from bmfm_pipeline.config.gene_names import GeneNames
 from bmfm_pipeline.data.transforms.columns import ColumnMap
 from bmfm_pipeline.data.transforms.renaming import read_map
-from bmfm_pipeline.data.transforms.steps import Step
+from bmfm_pipeline.data.transforms.steps import Step, added
 from bmfm_pipeline.errors import ConfigError, DataError
 from bmfm_pipeline.storage import read_json
 from bmfm_pipeline.vocabulary.gene_table import GeneTable, read_hgnc
@@ -144,7 +144,14 @@ class StandardizeGeneNames(Step):
 
     def observe(self, chunk: sparse.csr_matrix, names: list[str]) -> None:
         totals = np.bincount(chunk.indices, weights=chunk.data, minlength=len(names))
-        self.totals_ = totals if self.totals_ is None else self.totals_ + totals
+        self.add(totals)
+
+    def seen(self) -> np.ndarray | None:
+        totals, self.totals_ = self.totals_, None
+        return totals
+
+    def add(self, seen: np.ndarray | None) -> None:
+        self.totals_ = added(self.totals_, seen)
 
     def finish(self, names: list[str]) -> None:
         self.choose(names, np.zeros(len(names)) if self.totals_ is None else self.totals_)

@@ -57,6 +57,12 @@ class Step(Section):
         """As `observe`, with the source's row number of each cell, for a step that needs to know which cells it sees."""
         self.observe(chunk, names)
 
+    def seen(self) -> Any:
+        """What was observed since the last call, for `add` of this step in another process; it is forgotten here. Plain values and arrays."""
+
+    def add(self, seen: Any) -> None:
+        """Take what another process observed of other cells, as `seen` gave it."""
+
     def finish(self, names: list[str]) -> bool | None:
         """All chunks were seen: settle what was fitted. True asks for another pass."""
 
@@ -143,7 +149,14 @@ class FilterGenes(Step):
         else:
             above = chunk.indices if _all_positive(chunk) else chunk.indices[chunk.data > 0]
             number = np.bincount(above, minlength=len(names))
-        self.number_ = number if self.number_ is None else self.number_ + number
+        self.add(number)
+
+    def seen(self) -> np.ndarray | None:
+        number, self.number_ = self.number_, None
+        return number
+
+    def add(self, seen: np.ndarray | None) -> None:
+        self.number_ = added(self.number_, seen)
 
     def _by_counts(self) -> bool:
         return self.min_counts is not None or self.max_counts is not None
@@ -200,6 +213,13 @@ class QcMetrics(Step):
             percent = share / totals * 100
         return np.nan_to_num(percent) < self.pct_counts_mt
 
+    def seen(self) -> list[np.ndarray]:
+        totals, self.totals_ = self.totals_, []
+        return totals
+
+    def add(self, seen: list[np.ndarray]) -> None:
+        self.totals_ += seen
+
     def finish(self, names: list[str]) -> None:
         totals = np.concatenate(self.totals_) if self.totals_ else np.zeros(1)
         low, high = np.percentile(totals, [25, 75])
@@ -242,7 +262,15 @@ class NormalizeTotal(Step):
             high = chunk.data > np.repeat(totals * np.float32(self.max_fraction), np.diff(chunk.indptr))
             found = np.zeros(len(names), dtype=bool)
             found[chunk.indices[high]] = True
-            self.mask_ = found if self.mask_ is None else self.mask_ | found
+            self.mask_ = added(self.mask_, found)
+
+    def seen(self) -> tuple[list[np.ndarray], np.ndarray | None]:
+        found, self.totals_, self.mask_ = (self.totals_, self.mask_), [], None
+        return found
+
+    def add(self, seen: tuple[list[np.ndarray], np.ndarray | None]) -> None:
+        self.totals_ += seen[0]
+        self.mask_ = added(self.mask_, seen[1])
 
     def finish(self, names: list[str]) -> None:
         if self.mask_ is not None:
@@ -298,6 +326,11 @@ class ScaleCounts(Step):
     def values(self, chunk: sparse.csr_matrix, names: list[str]) -> sparse.csr_matrix:
         chunk.data = chunk.data * np.float32(self.scale_factor)
         return chunk
+
+
+def added(one: np.ndarray | None, other: np.ndarray | None) -> np.ndarray | None:
+    """The sum of two arrays, either of which may be missing; of boolean ones, where either is true."""
+    return one if other is None else other if one is None else one + other
 
 
 def row_sums(chunk: sparse.csr_matrix) -> np.ndarray:

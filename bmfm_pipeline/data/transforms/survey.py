@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from bmfm_pipeline.data.transforms.chain import Chain, StepCount, _title
+from bmfm_pipeline.data.transforms.blocks import StepCount
+from bmfm_pipeline.data.transforms.chain import Chain, step_title
 
 
 @dataclass
@@ -101,9 +102,9 @@ def _follow(source, chain: Chain, found: Survey) -> None:
     upto = next((position for position, (_, step) in enumerate(steps) if step.needs_pass), len(steps))
     fitted = steps[upto] if upto < len(steps) else None
     chain.look_at(source)
-    counter = [StepCount("input"), *(StepCount(_title(name, step)) for name, step in steps[:upto])]
-    gene_counts, names = None, chain._names_after(upto, source.var_names)
-    for block in chain._blocks(source, upto, counter=counter):
+    counter = [StepCount("input"), *(StepCount(step_title(name, step)) for name, step in steps[:upto])]
+    gene_counts, names = None, chain.names_after(upto, source.var_names)
+    for block in chain.blocks(source, upto, counter=counter):
         if fitted is not None:
             fitted[1].observe_rows(block.values, names, block.numbers)
             seen = np.bincount(block.counts.indices, weights=block.counts.data, minlength=len(names))
@@ -113,9 +114,9 @@ def _follow(source, chain: Chain, found: Survey) -> None:
         return
     name, step = fitted
     if step.finish(names) or step.filters_cells:  # it needs another look, or would drop cells by what it found
-        found.not_followed = [_title(name, step) for name, step in steps[upto:]]
+        found.not_followed = [step_title(name, step) for name, step in steps[upto:]]
         return
     after, target = step.column_map(names)
     left = 0.0 if gene_counts is None else float(gene_counts[target >= 0].sum())
-    counter.append(StepCount(_title(name, step), counter[-1].cells, len(after), left))
-    found.not_followed = [_title(name, step) for name, step in steps[upto + 1 :]]
+    counter.append(StepCount(step_title(name, step), counter[-1].cells, len(after), left))
+    found.not_followed = [step_title(name, step) for name, step in steps[upto + 1 :]]

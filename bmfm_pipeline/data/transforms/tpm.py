@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field
 from scipy import sparse
 
-from bmfm_pipeline.data.transforms.steps import Step, row_sums
+from bmfm_pipeline.data.transforms.steps import Step, added, row_sums
 from bmfm_pipeline.errors import DataError
 
 _NAME = "TPMNormalizationTransform"
@@ -67,7 +67,15 @@ class TPMNormalization(Step):
         self.cells_ += int(np.count_nonzero(row_sums(chunk) > 0))
         chunk = self.values(chunk.copy(), names)
         above = np.bincount(chunk.indices[chunk.data > self.filter_genes_min_value], minlength=len(names))
-        self.above_ = above if self.above_ is None else self.above_ + above
+        self.above_ = added(self.above_, above)
+
+    def seen(self) -> tuple[int, np.ndarray | None]:
+        found, self.cells_, self.above_ = (self.cells_, self.above_), 0, None
+        return found
+
+    def add(self, seen: tuple[int, np.ndarray | None]) -> None:
+        self.cells_ += seen[0]
+        self.above_ = added(self.above_, seen[1])
 
     def finish(self, names: list[str]) -> None:
         lengths = self._lengths(names)

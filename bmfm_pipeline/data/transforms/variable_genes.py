@@ -36,6 +36,13 @@ class GeneMoments:
         add_moments(indices, data, self.sums, self.squares, self.expressed)
         self.n += n_cells
 
+    def take(self, other: "GeneMoments") -> None:
+        """Add the cells that `other` saw."""
+        self.n += other.n
+        self.sums += other.sums
+        self.squares += other.squares
+        self.expressed += other.expressed
+
     @property
     def mean(self) -> np.ndarray:
         return self.sums / self.n
@@ -120,6 +127,21 @@ class HighlyVariableGenes(Step):
                 continue
             moments = self.moments_.setdefault(code, GeneMoments(len(names)))
             moments.add(self._linear(part.data), part.indices, part.shape[0])
+
+    def seen(self) -> dict[int, Any]:
+        if self.clipped_ is not None:
+            return {code: clipped.taken() for code, clipped in self.clipped_.items() if clipped.sums.any()}
+        moments, self.moments_ = self.moments_ or {}, None
+        return moments
+
+    def add(self, seen: dict[int, Any]) -> None:
+        for code, found in seen.items():
+            if self.clipped_ is not None:
+                self.clipped_[code].sums += found[0]
+                self.clipped_[code].squares += found[1]
+                continue
+            self.moments_ = self.moments_ or {}
+            self.moments_.setdefault(code, GeneMoments(len(found.sums))).take(found)
 
     def _linear(self, data: np.ndarray) -> np.ndarray:
         """Values on the scale whose variance the flavor looks at; seurat undoes the logarithm, in float32 as scanpy does."""
@@ -270,6 +292,12 @@ class _Clipped:
         from bmfm_pipeline.data.kernels import add_clipped_moments
 
         add_clipped_moments(chunk.indices, chunk.data, self.highest, self.sums, self.squares)
+
+    def taken(self) -> tuple[np.ndarray, np.ndarray]:
+        """Sums and squares of what was added; they begin anew."""
+        found = self.sums, self.squares
+        self.sums, self.squares = np.zeros_like(found[0]), np.zeros_like(found[1])
+        return found
 
     @property
     def variance(self) -> np.ndarray:

@@ -56,7 +56,7 @@ class CellFile:
             del file["var"]
             write_elem(file, "var", with_text_columns(var))
             for name, matrix in self._matrices.items():
-                writer.copy(name, self._spool, matrix)
+                writer.copy(name, [(self._spool, matrix)])
                 if self.by_gene:
                     file[name].attrs["encoding-type"] = "csc_matrix"
         stored = sum(int(lengths.sum()) for lengths in self._matrices["X"].lengths) if "X" in self._matrices else 0

@@ -14,7 +14,7 @@ from bmfm_pipeline.storage import remote
 from bmfm_pipeline.storage.cache import MANIFEST, adopt, localise
 from bmfm_pipeline.storage.failures import RemoteError
 from bmfm_pipeline.storage.files import disk_errors, fsync_folder, read_json, write_json_atomic
-from bmfm_pipeline.storage.hashing import ContentMemo, hash_bytes
+from bmfm_pipeline.storage.hashing import ContentMemo, hash_bytes, hash_file
 from bmfm_pipeline.storage.quarantine import set_aside
 from bmfm_pipeline.storage.uris import is_remote, join_uri, local_path, strip_userinfo
 from bmfm_pipeline.storage.workspace import Workspace
@@ -80,7 +80,7 @@ def publish(
             if path.is_file() and name != MANIFEST:
                 with open(path, "rb") as stream:
                     os.fsync(stream.fileno())
-                files[name] = {"sha256": workspace.memo.hash_file(path), "bytes": path.stat().st_size}
+                files[name] = {"sha256": hash_file(path), "bytes": path.stat().st_size}
         artefact = Artefact(
             uri=uri,
             stage=stage,

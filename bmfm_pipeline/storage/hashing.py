@@ -16,6 +16,8 @@ from bmfm_pipeline.storage.uris import is_remote, local_path
 _BLOCK = 1 << 20
 # Seconds between writes of a memo that many files are looked up in: each waits for the disk.
 _WRITE_EVERY = 1.0
+# Bytes below which a file is read faster than one write of the memo lasts.
+_SMALL = 1 << 20
 
 
 def hash_bytes(data: bytes) -> str:
@@ -46,7 +48,7 @@ def hash_file(path: str | Path) -> str:
 
 
 class ContentMemo:
-    """Remembers content hashes by (path, size, mtime, inode), in a small SQLite file shared by processes."""
+    """Remembers content hashes by (path, size, mtime, inode), in a small SQLite file shared by processes; of small files only among many."""
 
     def __init__(self, file: Path | None):
         self.file = file
@@ -90,10 +92,11 @@ class ContentMemo:
 
     def hash_file(self, path: Path, *, anew: bool = False) -> str:
         path = Path(path).absolute()
-        stamp = repr(_stamp(path))
-        connection = self._held or self._open()
+        size, *_ = found = _stamp(path)
+        connection = self._held or (None if size < _SMALL and not anew else self._open())
         if connection is None:
             return hash_file(path)
+        stamp = repr(found)
         try:
             row = connection.execute(
                 "SELECT sha256 FROM hashes WHERE path = ? AND stamp = ?", (str(path), stamp)

@@ -130,9 +130,24 @@ def test_a_remembered_hash_is_dropped_when_the_file_changes(tmp_path):
     assert content_hash(file, memo) != first
 
 
+def test_small_files_are_read_and_remembered_only_among_many(tmp_path):
+    place, file = tmp_path / "memo.sqlite", tmp_path / "x"
+    file.write_bytes(b"1" * 10)
+    first = content_hash(file, ContentMemo(place))
+    assert not place.exists()
+    with ContentMemo(place).for_many() as memo:
+        assert content_hash(file, memo) == first
+    stat = file.stat()
+    file.write_bytes(b"2" * 10)
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # as a disk that changes bytes and not their date
+    second = ContentMemo(place).hash_anew(file)
+    with ContentMemo(place).for_many() as memo:
+        assert content_hash(file, memo) == second != first
+
+
 def test_many_hashes_are_remembered_without_keeping_others_from_the_memo(tmp_path, monkeypatch):
     for name in "abc":
-        (tmp_path / name).write_text(name)
+        (tmp_path / name).write_text(name * 2**20)
     place = tmp_path / "memo.sqlite"
     with pytest.raises(KeyboardInterrupt), ContentMemo(place).for_many() as memo:
         found = [content_hash(tmp_path / name, memo) for name in "ab"]

@@ -9,7 +9,7 @@ import importlib.metadata
 import os
 import sqlite3
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bmfm_pipeline.storage.uris import local_path
@@ -28,7 +28,7 @@ def begin_database(program: str, database: Path) -> bool:
         kept = _kept(program)
         if not kept.exists():
             return False
-        _copy(kept, database)
+        _copy(kept, database, put=os.link)  # not over one that another process is just making
     except (OSError, sqlite3.Error):
         return False
     return True
@@ -40,8 +40,10 @@ def keep_database(program: str, database: Path, clear: Sequence[str] = ()) -> No
         _copy(database, _kept(program), clear)
 
 
-def _copy(source: Path, target: Path, clear: Sequence[str] = ()) -> None:
-    """A whole copy, also of a database that is in use, renamed into its place; a damaged one raises sqlite3.Error."""
+def _copy(
+    source: Path, target: Path, clear: Sequence[str] = (), put: Callable[[Path, Path], None] = os.replace
+) -> None:
+    """A whole copy, also of a database that is in use, `put` into its place; a damaged one raises sqlite3.Error."""
     target.parent.mkdir(parents=True, exist_ok=True)
     made = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     try:
@@ -59,6 +61,6 @@ def _copy(source: Path, target: Path, clear: Sequence[str] = ()) -> None:
             for table in clear:
                 copy.execute(f'DELETE FROM "{table}"')
             copy.commit()
-        os.replace(made, target)
+        put(made, target)
     finally:
         made.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import platform
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,7 @@ from typing import Any
 from bmfm_pipeline.config.reading import Reading
 from bmfm_pipeline.data.sources.formats import ENDINGS, ending_of, format_of
 from bmfm_pipeline.data.sources.several import MOST_PIECES, spans
-from bmfm_pipeline.errors import DataError
+from bmfm_pipeline.errors import DataError, StorageError
 from bmfm_pipeline.stages.fanning import group_name, map_jobs
 from bmfm_pipeline.storage import (
     Workspace,
@@ -127,6 +128,15 @@ def convert_files(
     return {name: done[name] for name in files}
 
 
+def must_be_seen(uri: str) -> None:
+    """Raise StorageError when a file of a run does not lie where this machine looks for it: that is no fault of the file."""
+    if not is_remote(uri) and not local_path(uri).exists():
+        raise StorageError(
+            f"{uri}: is not there any more, or not seen by the machine {platform.node()}; all machines of a cluster must see the files under "
+            "the same names, or the files must lie on s3"
+        )
+
+
 def needs_conversion_by_name(uri: str) -> bool:
     return format_of(uri) not in (None, "h5ad")
 
@@ -138,6 +148,7 @@ def _convert_piece(piece: Sequence[tuple[str, str, str, str, dict[str, Any]]]) -
 
 def _convert_item(item: tuple[str, str, str, str, dict[str, Any]]) -> tuple[str | None, str]:
     _, uri, content, workspace, reading = item
+    must_be_seen(uri)
     try:
         settings = Reading.model_validate(reading)
         return str(converted(localise(uri), content, _workspace(workspace), settings, logging.DEBUG)), ""

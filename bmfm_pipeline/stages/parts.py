@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from bmfm_pipeline.config.reading import Reading
 from bmfm_pipeline.data.sources import CellSource, open_source
 from bmfm_pipeline.data.sources.several import FilesPiece, SeveralFiles
 from bmfm_pipeline.errors import StorageError
-from bmfm_pipeline.stages.conversion import converted
+from bmfm_pipeline.stages.conversion import converted, must_be_seen
 from bmfm_pipeline.stages.fanning import group_name, map_jobs
 from bmfm_pipeline.stages.jobs import Job
 from bmfm_pipeline.storage import Workspace, join_uri, localise
@@ -47,6 +47,7 @@ class Origins:
     def open(self, name: str, path: str | Path, scratch: Path) -> CellSource:
         """The file that lies at `path` on one machine, on this one."""
         if not Path(path).exists():
+            must_be_seen(self.uris[name])
             settings = Reading.model_validate(self.reading)
             path = converted(localise(self.uris[name]), self.contents[name], Workspace(self.workspace), settings)
         return open_source(path, self.layer, self.duplicate_genes, scratch if scratch.is_dir() else None)
@@ -159,11 +160,8 @@ class FileParts:
         """function(files, rows of theirs) of each group, in order."""
         pieces = self._pieces
         if rows is not None:
-            pieces = [
-                _Piece(piece.files, piece.origins, piece.scratch, rows[first : first + piece.files.n_cells])
-                for piece in pieces
-                for first in (piece.files.first_row,)
-            ]
+            ends = np.cumsum([piece.files.n_cells for piece in pieces])
+            pieces = [replace(piece, rows=own) for piece, own in zip(pieces, np.split(rows, ends[:-1]), strict=True)]
         return map_jobs(functools.partial(_look, function), pieces, names=self._called("fit"), at_once=self._workers)
 
     def write(self, function: Callable[[Any, Path], Any]) -> list[tuple[Any, Path]]:

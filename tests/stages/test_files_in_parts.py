@@ -259,6 +259,22 @@ class TestMachinesThatDoNotShareAFolder:
         ).read_bytes()
         assert not any(f"/{PARTS}/" in name for name in s3.keys())  # noqa: SIM118  a bucket is no dict
 
+    def test_a_file_that_they_do_not_see_ends_the_run_and_is_not_set_aside(self, studies):
+        hidden = studies.with_name("hidden")
+
+        def blind(function, items, names):
+            studies.rename(hidden)
+            try:
+                return elsewhere(function, items, names)
+            finally:
+                hidden.rename(studies)
+
+        with (
+            spread_by(blind),
+            pytest.raises(StorageError, match=r"s6\.h5ad: .* not seen by the machine .* same names, or the files"),
+        ):
+            preprocess(studies, FITTED["genes"], f"{KWARGS}.max_share_of_files_set_aside=0.99")
+
     def test_a_local_workspace_that_they_do_not_see_is_named(self, tmp_path):
         exchange = _Exchange(tmp_path / "elsewhere", "token", None)
         with pytest.raises(

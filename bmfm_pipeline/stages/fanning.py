@@ -16,6 +16,8 @@ Item, Value = TypeVar("Item"), TypeVar("Value")
 # (function, items, their names) -> what the function returned of each, in the order of the items.
 Mapper = Callable[[Callable[[Any], Any], Sequence[Any], Sequence[str]], list[Any]]
 _mapper: ContextVar[Mapper | None] = ContextVar("mapper", default=None)
+# Processes that wait for work, by how many work at the same time.
+_kept: ContextVar[dict[int, Any] | None] = ContextVar("kept", default=None)
 
 
 @contextlib.contextmanager
@@ -41,14 +43,41 @@ def map_jobs(
     if mapper is not None and len(items) > 1:
         return mapper(function, items, [str(name) for name in names] or [str(at + 1) for at in range(len(items))])
     if at_once > 1 and len(items) > 1:
-        import multiprocessing
-        from concurrent.futures import ProcessPoolExecutor
-
-        # Not forked: threads of numerical libraries do not survive it.
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(min(at_once, len(items)), mp_context=context) as pool:
-            return list(pool.map(function, items))
+        with contextlib.nullcontext() if _kept.get() is not None else keeping_processes():
+            return _in_processes(function, items, at_once)
     return [function(item) for item in items]
+
+
+@contextlib.contextmanager
+def keeping_processes() -> Iterator[None]:
+    """While inside, the processes of one map_jobs serve the next, for each takes seconds to start; they end with it."""
+    pools: dict[int, Any] = {}
+    token = _kept.set(pools)
+    try:
+        yield
+    finally:
+        _kept.reset(token)
+        for pool in pools.values():
+            pool.shutdown(cancel_futures=True)
+
+
+def _in_processes(function: Callable[[Item], Value], items: Sequence[Item], at_once: int) -> list[Value]:
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
+    from concurrent.futures.process import BrokenProcessPool
+
+    pools = _kept.get()
+    assert pools is not None
+    if at_once not in pools:
+        # Not forked: threads of numerical libraries do not survive it.
+        pools[at_once] = ProcessPoolExecutor(at_once, mp_context=multiprocessing.get_context("spawn"))
+    try:
+        return list(pools[at_once].map(function, items))
+    except BrokenProcessPool:
+        raise PipelineError(
+            f"one of {at_once} processes was ended from outside; if nobody did it, the memory of the machine did not suffice: let fewer work "
+            "at the same time (data_module.transform_kwargs.num_workers), and run the same command again"
+        ) from None
 
 
 def group_name(names: Sequence[str]) -> str:

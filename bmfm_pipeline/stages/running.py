@@ -9,6 +9,7 @@ from typing import Any
 
 from bmfm_pipeline.errors import ConfigError
 from bmfm_pipeline.stages.costs import measured
+from bmfm_pipeline.stages.fanning import keeping_processes
 from bmfm_pipeline.stages.jobs import STEPS, Job, module_of
 from bmfm_pipeline.stages.tracked import fail_tracking, run_links
 from bmfm_pipeline.storage import Artefact, disk_errors, exclusive, read_json, write_json_atomic
@@ -25,7 +26,7 @@ def one_at_a_time(job: Job) -> Iterator[Artefact | None]:
 
     Gives the artefact where another process has made it while this one waited.
     """
-    with exclusive(job.run_dir, on_wait=logger.warning):
+    with exclusive(job.run_dir, on_wait=logger.warning), keeping_processes():
         _held.add(job.run_dir)
         try:
             yield job.artefact()

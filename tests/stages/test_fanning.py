@@ -1,12 +1,16 @@
 """Independent work: in order, in processes, by a mapper; and what a broken piece takes along."""
 
+import os
+import signal
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
+import psutil
 import pytest
 
-from bmfm_pipeline.errors import DataError, Preempted, TrainingError
-from bmfm_pipeline.stages.fanning import Work, attempt, carry_out, map_jobs, spread_by
+from bmfm_pipeline.errors import DataError, PipelineError, Preempted, TrainingError
+from bmfm_pipeline.stages.fanning import Work, attempt, carry_out, keeping_processes, map_jobs, spread_by
 from bmfm_pipeline.stages.jobs import Job
 
 
@@ -35,6 +39,22 @@ def test_results_come_in_the_order_of_the_items_wherever_they_are_made():
         assert map_jobs(double, [5, 6], names=["five", "six"]) == [10, 12]
         assert map_jobs(double, [7]) == [14], "one item is not worth the way"
     assert seen == [["five", "six"]] and map_jobs(double, [5, 6]) == [10, 12]
+
+
+def my_process(item):
+    if item == 13:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(0.05)
+    return os.getpid()
+
+
+def test_processes_are_kept_while_a_stage_lasts_and_one_that_is_killed_is_named():
+    with keeping_processes():
+        first, second = (set(map_jobs(my_process, range(8), at_once=2)) for _ in range(2))
+        assert first & second and os.getpid() not in first | second
+    assert not any(psutil.pid_exists(pid) for pid in first | second)
+    with pytest.raises(PipelineError, match=r"one of 2 processes was ended from outside.*num_workers"):
+        map_jobs(my_process, [1, 13, 2], at_once=2)
 
 
 @pytest.fixture

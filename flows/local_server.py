@@ -16,24 +16,12 @@ from pathlib import Path
 from urllib.request import ProxyHandler, build_opener
 
 from bmfm_pipeline.errors import PipelineError
-from bmfm_pipeline.storage import begin_database, exclusive, keep_database
+from bmfm_pipeline.storage import exclusive
 
 HOST = "127.0.0.1"
 START_SECONDS = 120.0
 # Runs use no blocks, and registering them takes seconds; the server of the pages does, for it finds no note that this one has.
 WITHOUT_BLOCKS = {"PREFECT_API_BLOCKS_REGISTER_ON_START": "false", "PREFECT_MEMOIZE_BLOCK_AUTO_REGISTRATION": "false"}
-# What Prefect calls its database, and the table with what tells one server from another.
-DATABASE, OF_ONE_SERVER = "prefect.db", ("configuration",)
-
-
-def has_database_elsewhere() -> bool:
-    """Whether the environment names another database than that of a home, such as Postgres."""
-    return any(os.environ.get(f"PREFECT_{part}_DATABASE_CONNECTION_URL") for part in ("API", "SERVER"))
-
-
-def begin_empty(home: str | os.PathLike) -> bool:
-    """Put the database that an earlier server has made into a home without one; False where there is none to put."""
-    return not has_database_elsewhere() and begin_database("prefect", Path(home) / DATABASE)
 
 
 class LocalServer:
@@ -42,8 +30,6 @@ class LocalServer:
     def __init__(self, home: Path):
         self._starting = contextlib.ExitStack()  # two that start together would both make the database
         self._starting.enter_context(exclusive(home))
-        self._database = home / DATABASE
-        self._makes_one = not has_database_elsewhere() and not self._database.exists() and not begin_empty(home)
         self.log = home / "server.log"
         self.log.write_bytes(b"")
         self.address = f"http://{HOST}:{_free_port()}"
@@ -68,8 +54,6 @@ class LocalServer:
         while self._process.poll() is None and time.monotonic() < until:
             try:
                 opener.open(f"{self.address}/api/health", timeout=10).close()
-                if self._makes_one:
-                    keep_database("prefect", self._database, OF_ONE_SERVER)
                 return
             except OSError:  # URLError and HTTPError too
                 time.sleep(0.1)

@@ -4,10 +4,8 @@ Two processes run the tests side by side (pytest-xdist): a module stays in one o
 """
 
 import os
-import shutil
 import signal
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -56,18 +54,6 @@ ON_THE_SERVER = (
     "test_server_pages.py",
     "test_prefect_runs.py",
 )
-
-
-def pytest_configure(config):
-    """Caches of all processes of these tests in one folder that goes with them; HOME is not written."""
-    if not SIDE_BY_SIDE:
-        config._caches = tempfile.mkdtemp(prefix="bmfm-test-caches-")
-        os.environ["XDG_CACHE_HOME"] = config._caches
-
-
-def pytest_unconfigure(config):
-    if not SIDE_BY_SIDE:
-        shutil.rmtree(config._caches, ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items):

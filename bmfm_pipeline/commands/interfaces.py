@@ -113,13 +113,9 @@ class Server:
 
 def _start_prefect(state: Path, port: int) -> Server:
     from flows.local import server_environment
-    from flows.local_server import begin_empty
 
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port)]
-    environment = server_environment(state, HOST, port)
-    if "PREFECT_HOME" in environment:
-        begin_empty(environment["PREFECT_HOME"])
-    return Server(command, environment, state / "ui-prefect.log")
+    return Server(command, server_environment(state, HOST, port), state / "ui-prefect.log")
 
 
 def _place_of_prefect(state: Path, port: int) -> Place:

@@ -3,7 +3,6 @@
 from bmfm_pipeline.storage.artefact import Artefact, find_artefact, list_artefacts, load_artefact, publish
 from bmfm_pipeline.storage.cache import localise, release_copies
 from bmfm_pipeline.storage.code import code_version
-from bmfm_pipeline.storage.empty_databases import begin_database, keep_database
 from bmfm_pipeline.storage.failures import RemoteError
 from bmfm_pipeline.storage.files import (
     check_room,
@@ -30,7 +29,6 @@ __all__ = [
     "SharedRun",
     "Workspace",
     "attempt",
-    "begin_database",
     "check_allowed",
     "check_room",
     "check_round_trip",
@@ -49,7 +47,6 @@ __all__ = [
     "is_pattern",
     "is_remote",
     "join_uri",
-    "keep_database",
     "list_artefacts",
     "load_artefact",
     "local_path",

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from bmfm_pipeline.storage import begin_database, exclusive, keep_database, strip_userinfo
+from bmfm_pipeline.storage import exclusive, strip_userinfo
 from bmfm_pipeline.tracking.locations import artifact_folder, database_file, probe, set_environment
 
 logger = logging.getLogger(__name__)
@@ -24,8 +24,6 @@ MAX_TAG = 8000
 _REFUSALS = {
     "INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST", "INVALID_STATE", "RESOURCE_ALREADY_EXISTS", "NOT_FOUND",
 }  # fmt: skip
-# The experiment that MLflow makes of itself says where its artifacts lie; it is made again.
-_OF_ONE_STORE = ("experiments",)
 
 
 class Unreachable(Exception):
@@ -66,13 +64,10 @@ class Store:
             except OSError as error:
                 raise Unreachable(str(error)) from error
         with self._guarded():
-            fresh = database is not None and not database.exists() and not begin_database("mlflow", database)
             from mlflow import MlflowClient
 
             client = MlflowClient(tracking_uri=self.uri)
             client.search_experiments(max_results=1)
-            if fresh:
-                keep_database("mlflow", database, _OF_ONE_STORE)
         self._client = client
 
     def experiment_id(self, name: str) -> str:

@@ -15,8 +15,6 @@ from pathlib import Path
 import anndata
 import pytest
 
-from flows.local_server import begin_empty
-
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 TOP = Path(__file__).resolve().parents[2]
 PAGES = ("README.md", "docs/quickstart.md")
@@ -68,7 +66,6 @@ class Place:
         (folder / "data" / "h5ad").mkdir(parents=True)
         shutil.copyfile(cells, folder / "data" / "h5ad" / "zheng68k.h5ad")
         write_promoters(folder / "data" / "GUE" / "prom" / "prom_core_tata")
-        begin_empty(folder / "prefect-home")
         hidden = ("BMFM_WORKSPACE", "BMFM_STATE", "PREFECT_API_URL", "MLFLOW_TRACKING_URI")
         self.environment = {name: value for name, value in os.environ.items() if name not in hidden} | {
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",

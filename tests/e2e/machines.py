@@ -18,8 +18,6 @@ import psutil
 import pytest
 import yaml
 
-from flows.local_server import begin_empty
-
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 MARK = "BMFM_TEST_MARK"
@@ -151,7 +149,6 @@ class PrefectServer:
     def start(self) -> None:
         """Start the server; it takes seconds until it is `ready`."""
         log = self.machine.folder / "server.log"
-        begin_empty(self.machine.environment["PREFECT_HOME"])
         command = ("prefect", "server", "start", "--host", "127.0.0.1", "--port", self.port)
         self.process = self.machine.start(*command, log=log)
 

@@ -1,13 +1,11 @@
 """What is prepared before Prefect is imported: its home beside the workspace, unless a person has chosen another."""
 
 import contextlib
-import json
 import os
 import signal
 import sqlite3
 import subprocess
 import sys
-import urllib.request
 
 import pytest
 
@@ -97,34 +95,16 @@ def test_a_server_that_cannot_start_says_why(environment, tmp_path, monkeypatch)
 
 
 @pytest.mark.slow
-def test_a_second_server_begins_with_the_database_that_the_first_one_made(environment, tmp_path, monkeypatch):
-    environment |= {"XDG_CACHE_HOME": str(tmp_path / "caches"), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
-    environment.pop("PREFECT_API_DATABASE_CONNECTION_URL", None)
-
-    def rows(home, table):
-        with contextlib.closing(sqlite3.connect(home / "prefect.db")) as connection:
-            return connection.execute(f"SELECT * FROM {table}").fetchall()
-
-    found = {}
-    for name in ("first", "second"):
-        home = tmp_path / name
-        home.mkdir()
-        monkeypatch.setenv("PREFECT_HOME", str(home))
-        server = LocalServer(home)
-        assert server._makes_one == (name == "first")
-        try:
-            server.wait()
-            answer = urllib.request.urlopen(f"{server.address}/api/admin/version")
-            found[name] = json.loads(answer.read()), rows(home, "alembic_version"), len(rows(home, "sqlite_master"))
-        finally:
-            server.stop()
-        assert (
-            rows(home, "block_type") == [] and not (home / "memo_store.toml").exists()
-        )  # the pages' server registers them
-    assert found["first"] == found["second"]
-    (kept,) = (tmp_path / "caches" / "bmfm" / "empty-databases").iterdir()
-    with contextlib.closing(sqlite3.connect(kept)) as connection:
-        assert connection.execute("SELECT count(*) FROM configuration").fetchone() == (0,)
+def test_a_server_of_a_run_registers_no_blocks_and_leaves_them_to_that_of_the_pages(environment, tmp_path):
+    environment |= {"PREFECT_HOME": str(tmp_path), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+    server = LocalServer(tmp_path)
+    try:
+        server.wait()
+        with contextlib.closing(sqlite3.connect(tmp_path / "prefect.db")) as connection:
+            assert connection.execute("SELECT count(*) FROM block_type").fetchone() == (0,)
+    finally:
+        server.stop()
+    assert not (tmp_path / "memo_store.toml").exists()  # Prefect's note that they need not be registered again
 
 
 def test_profiles_that_a_person_made_are_used(environment, tmp_path):

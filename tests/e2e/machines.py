@@ -21,6 +21,8 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 MARK = "BMFM_TEST_MARK"
+# Prefect waits a minute for its SQLite database where another of its connections holds it, and answers then.
+BUSY_SECONDS = 90
 DEPLOYED = ("zheng68k-mini", "zheng68k", "file", "demo")
 # A model that trains in a second; written sizes also keep the laptop preset away.
 TINY_MODEL = [
@@ -170,10 +172,10 @@ class PrefectServer:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(f"{self.page}/api/{path}", data, {"Content-Type": "application/json"})
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        until = time.monotonic() + 15
+        until = time.monotonic() + BUSY_SECONDS
         while True:
             try:
-                with opener.open(request, timeout=30) as answer:
+                with opener.open(request, timeout=BUSY_SECONDS) as answer:
                     return json.load(answer)
             except urllib.error.HTTPError as error:
                 # Its database is busy: Prefect's own client asks again too.

@@ -121,10 +121,8 @@ def run_job(job: Any) -> dict[str, Any]:
         return _reused(job, job.reason)
     from flows.fanning import spread_files
 
-    with (
-        one_at_a_time(job) as finished,
-        spread_files(),
-    ):  # a cluster lasts from the first step that needs it to the last
+    # A cluster lasts from the first step that needs it to the last.
+    with one_at_a_time(job) as finished, spread_files():
         if finished is None:
             return _run_steps(job)
     return _reused(job, "another run has made it meanwhile")

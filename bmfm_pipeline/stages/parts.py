@@ -41,8 +41,8 @@ class Origins:
 
     def of(self, names: Sequence[str]) -> "Origins":
         """Those of some files alone."""
-        some = ({name: table[name] for name in names} for table in (self.uris, self.contents))
-        return Origins(*some, self.workspace, self.reading, self.layer, self.duplicate_genes)
+        uris, contents = ({name: table[name] for name in names} for table in (self.uris, self.contents))
+        return replace(self, uris=uris, contents=contents)
 
     def open(self, name: str, path: str | Path, scratch: Path) -> CellSource:
         """The file that lies at `path` on one machine, on this one."""
@@ -51,6 +51,10 @@ class Origins:
             settings = Reading.model_validate(self.reading)
             path = converted(localise(self.uris[name]), self.contents[name], Workspace(self.workspace), settings)
         return open_source(path, self.layer, self.duplicate_genes, scratch if scratch.is_dir() else None)
+
+    def here(self, name: str, source: CellSource, scratch: Path) -> CellSource:
+        """A file that was opened on one machine, as this one can read it."""
+        return source if source.path.exists() and scratch.is_dir() else self.open(name, source.path, scratch)
 
 
 @dataclass(frozen=True)
@@ -129,9 +133,7 @@ class _Piece:
         """The files, as they can be read on this machine."""
         files = self.files
         files.sources = [
-            source
-            if source.path.exists() and self.scratch.is_dir()
-            else self.origins.open(name, source.path, self.scratch)
+            self.origins.here(name, source, self.scratch)
             for name, source in zip(files.names, files.sources, strict=True)
         ]
         return files

@@ -133,11 +133,7 @@ def look_at_files(
         entry.pop("advice")
     for line in said_once([(entry["file"], entry["reason"]) for entry in aside]):
         logger.warning("set aside with all of its cells: %s", line)
-    stays = {
-        name: cells if cells.path.exists() else origins.open(name, cells.path, scratch)
-        for looked, _ in found
-        for name, cells in looked.sources.items()
-    }
+    stays = {name: origins.here(name, cells, scratch) for looked, _ in found for name, cells in looked.sources.items()}
     joined = SeveralFiles(stays, settings.cell_names, source.place, source.about)
     totals = GeneTotals([(path, len(looked.rows)) for looked, path in found])
     values = joined_values([looked.values for looked, _ in found if looked.rows])

@@ -102,7 +102,7 @@ def _follow(source, chain: Chain, found: Survey) -> None:
     upto = next((position for position, (_, step) in enumerate(steps) if step.needs_pass), len(steps))
     fitted = steps[upto] if upto < len(steps) else None
     chain.look_at(source)
-    counter = [StepCount("input"), *(StepCount(step_title(name, step)) for name, step in steps[:upto])]
+    counter = chain.counter(keep_empty=True)[: upto + 1]
     gene_counts, names = None, chain.names_after(upto, source.var_names)
     for block in chain.blocks(source, upto, counter=counter):
         if fitted is not None:

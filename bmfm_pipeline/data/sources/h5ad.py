@@ -34,6 +34,7 @@ class CellSource:
     Raises DataError when the file is missing, is no h5ad, has no such layer, or changes while it is being read.
     """
 
+    first_row = 0  # the number of the first cell in its chunks
     cell_names_cure = "make them unique, e.g. adata.obs_names_make_unique()"
 
     def __init__(

@@ -40,6 +40,8 @@ class SeveralFiles:
     distinct list of genes. `place` names all of it in messages.
     """
 
+    first_row = 0  # the number of the first cell in its chunks
+
     def __init__(
         self,
         sources: Mapping[str, CellSource],

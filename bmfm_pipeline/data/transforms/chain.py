@@ -135,7 +135,7 @@ class Chain:
         to `obs_columns`, (cells of the source,) each.
         """
         prepared = self._prepared(len(self.steps) if upto is None else upto, source.var_names)
-        first = getattr(source, "first_row", 0)
+        first = source.first_row
         for start, chunk in source.iter_chunks():
             block = Block(start, chunk)
             if rows is not None:

@@ -81,7 +81,7 @@ def write_part(chain, writing: Writing, source, spool: Spool) -> Part:
             if writing.layer == "counts" and counts.data[-1][2].kind == "f":
                 counts, fractions = None, True
     numbers = np.concatenate(kept) if kept else np.array([], dtype=np.int64)
-    of_kept = {name: column[numbers - getattr(source, "first_row", 0)] for name, column in added.items()}
+    of_kept = {name: column[numbers - source.first_row] for name, column in added.items()}
     return Part(numbers, counter, of_kept, values, counts, same_places, fractions)
 
 
